@@ -1,0 +1,172 @@
+"""SoftLabels: what a teacher believes, the one value that flows through the library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softlabels.errors import InputError, MissingTailError
+
+
+@dataclass(frozen=True, eq=False)
+class SoftLabels:
+    """The kept classes of a teacher's distribution at every position of a batch shape `(...)`.
+
+    `ids`, `log_probs` and `logsumexp` suffice to make one by hand.
+
+    Attributes:
+        ids: kept classes, int64, shape (..., k), in descending log-prob.
+        log_probs: natural log of their probability under the *full* softmax at T = 1, float,
+            shape (..., k). −inf marks an unused entry: it is in nobody's sum.
+        logsumexp: of the raw logits, shape (...); None where the teacher gave only normalised
+            values. `log_probs + logsumexp` are the logits.
+        log_tails: log of the mass of the classes *not* kept at each of `temperatures`, shape
+            (..., len(temperatures)); −inf where every class is kept.
+        temperatures: what the last axis of `log_tails` stands for.
+        hard_log_probs: the hard label's log-prob, shape (...); NaN where there is none.
+        mask: True where there are labels, bool, shape (...); None means everywhere. At masked
+            positions losses and gradients are zero, whatever the other fields hold.
+    """
+
+    ids: Tensor
+    log_probs: Tensor
+    logsumexp: Tensor | None = None
+    log_tails: Tensor | None = None
+    temperatures: tuple[float, ...] = ()
+    hard_log_probs: Tensor | None = None
+    mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.ids.shape != self.log_probs.shape or self.ids.ndim == 0:
+            raise InputError(
+                f"SoftLabels: ids have shape {tuple(self.ids.shape)} and log_probs "
+                f"{tuple(self.log_probs.shape)}; both must be (..., k)"
+            )
+        tails = 0 if self.log_tails is None else self.log_tails.shape[-1]
+        if tails != len(self.temperatures):
+            raise InputError(
+                f"SoftLabels: log_tails hold {tails} temperatures but {len(self.temperatures)} "
+                f"are named: {self.temperatures}"
+            )
+        for name, value in self._tensors().items():
+            shape = value.shape[:-1] if name in _WITH_LAST_AXIS else value.shape
+            if shape != self.ids.shape[:-1]:
+                raise InputError(
+                    f"SoftLabels: {name} has batch shape {tuple(shape)}, ids have "
+                    f"{tuple(self.ids.shape[:-1])}; every field covers the same positions"
+                )
+
+    @property
+    def k(self) -> int:
+        """How many classes are kept at a position."""
+        return self.ids.shape[-1]
+
+    @property
+    def shape(self) -> torch.Size:
+        """The batch shape: every axis but the last of `ids`."""
+        return self.ids.shape[:-1]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: Any) -> SoftLabels:
+        """Index the batch axes, as a tensor of shape `self.shape` would be."""
+        if index is Ellipsis or (isinstance(index, tuple) and Ellipsis in index):
+            raise InputError("SoftLabels: index the batch axes by number, slice, list or mask")
+        return self.map(lambda tensor: tensor[index])
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> SoftLabels:
+        """A copy with `function` applied to every tensor."""
+        changed: dict[str, Any] = {name: function(t) for name, t in self._tensors().items()}
+        return replace(self, **changed)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> SoftLabels:
+        """A copy on `device`."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> SoftLabels:
+        """A copy in page-locked memory, from which copies to a GPU need not wait."""
+        return self.map(lambda tensor: tensor.pin_memory())
+
+    def log_tail(self, temperature: float) -> Tensor:
+        """Log of the mass of the classes not kept, shape (...), at a stored temperature.
+
+        Labels made by hand without `log_tails` have one at T = 1 only: the complement of their
+        kept mass in float64, which is no better than the log-probs it comes from.
+
+        Raises:
+            MissingTailError: the tail at `temperature` was not stored; it cannot be had from
+                log-probs at T = 1.
+        """
+        if self.log_tails is not None and temperature in self.temperatures:
+            return self.log_tails[..., self.temperatures.index(temperature)]
+        if self.log_tails is None and temperature == 1.0:
+            return self._complement()
+        stored = ", ".join(f"{t:g}" for t in self.temperatures) or "none (T = 1 is derived)"
+        raise MissingTailError(
+            f"no log tail mass at temperature {temperature:g}; stored: {stored}. The mass of the "
+            "classes not kept cannot be computed later: use a stored temperature, or label again "
+            f"with temperatures=(…, {temperature:g})"
+        )
+
+    def log_probs_at(self, temperature: float) -> Tensor:
+        """Kept log-probs at a stored temperature, rescaled so that kept + tail = 1, (..., k).
+
+            log p_T = log_softmax(log_probs / T) + log(1 − tail_T)
+
+        Raises:
+            MissingTailError: as `log_tail`.
+        """
+        log_kept = torch.log(-torch.expm1(self.log_tail(temperature)))
+        return torch.log_softmax(self.log_probs / temperature, -1) + log_kept.unsqueeze(-1)
+
+    def _complement(self) -> Tensor:
+        kept = self.log_probs.double().exp().sum(-1)
+        valid = kept if self.mask is None else kept[self.mask]
+        if bool((valid > 1 + 1e-4).any()):
+            raise InputError(
+                f"SoftLabels: kept probabilities sum to {float(valid.max()):.6g}, above 1; "
+                "log_probs must be normalised over all classes, natural log"
+            )
+        return torch.log1p(-kept.clamp(max=1.0)).to(self.log_probs.dtype)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+_WITH_LAST_AXIS = frozenset({"ids", "log_probs", "log_tails"})
+_TENSORS = ("ids", "log_probs", "logsumexp", "log_tails", "hard_log_probs", "mask")
+
+
+def concatenate(parts: Sequence[SoftLabels]) -> SoftLabels:
+    """Join along the first axis; every part has the same fields, k and temperatures."""
+    first = parts[0]
+    joined: dict[str, Any] = {
+        name: torch.cat([getattr(part, name) for part in parts])
+        for name in _TENSORS
+        if getattr(first, name) is not None
+    }
+    return replace(first, **joined)
+
+
+def _flatten(labels: SoftLabels) -> tuple[list[Tensor | None], tuple[float, ...]]:
+    return [getattr(labels, name) for name in _TENSORS], labels.temperatures
+
+
+def _unflatten(children: Any, temperatures: tuple[float, ...]) -> SoftLabels:
+    # A pytree may be rebuilt around placeholders (torch.func, torch.compile): skip the checks.
+    labels = object.__new__(SoftLabels)
+    for name, child in zip(_TENSORS, children, strict=True):
+        object.__setattr__(labels, name, child)
+    object.__setattr__(labels, "temperatures", temperatures)
+    return labels
+
+
+torch.utils._pytree.register_pytree_node(
+    SoftLabels, _flatten, _unflatten, serialized_type_name="softlabels.SoftLabels"
+)
