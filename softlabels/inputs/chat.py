@@ -1,0 +1,46 @@
+"""Chat templates: a conversation's text, and where in it the assistant speaks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from softlabels.errors import InputError
+
+
+def render(tokenizer: Any, messages: list[dict[str, Any]], *, answer: bool = False) -> str:
+    """The conversation as the tokenizer's template writes it.
+
+    Args:
+        answer: end with the opening of an assistant's turn.
+    """
+    # Arrow fills fields that a message lacks with null; templates test whether they exist.
+    turns = [{k: v for k, v in message.items() if v is not None} for message in messages]
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer))
+
+
+def assistant_spans(
+    tokenizer: Any, messages: list[dict[str, Any]], text: str
+) -> list[tuple[int, int]]:
+    """Character spans of the assistant's turns in `text`, their closing marks included.
+
+    A turn is what the template adds when the message is there, after the opening that it gives a
+    model to continue from. Works with any template that renders a conversation's beginning as the
+    beginning of its text.
+
+    Raises:
+        InputError: the template rewrites earlier turns, so turns cannot be told apart.
+    """
+    spans = []
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = render(tokenizer, messages[:index], answer=True) if index else ""
+        after = render(tokenizer, messages[: index + 1])
+        if not (after.startswith(before) and text.startswith(after)):
+            raise InputError(
+                f"the chat template does not write message {index} as a continuation of what "
+                "precedes it, so the assistant's turns cannot be found; label all positions "
+                "(leave out assistant_only), or tokenise yourself and pass input_ids"
+            )
+        spans.append((len(before), len(after)))
+    return spans

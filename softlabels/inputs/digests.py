@@ -1,0 +1,110 @@
+"""Digests that tie labels to the inputs they were made from; docs/FORMAT.md gives the bytes."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+from numpy.typing import NDArray
+
+from softlabels.errors import InputError, quoted
+
+DIGEST_BYTES = 8
+DIGEST_TYPE = pa.binary(DIGEST_BYTES)
+
+Uint64s = NDArray[np.uint64]
+
+
+def input_digests(table: pa.Table, columns: Sequence[str]) -> list[bytes]:
+    """The digest of each row's `columns`, in the order given: xxh3-64 of their canonical bytes.
+
+    Raises:
+        InputError: a value has no canonical form (a date, a decimal, …).
+    """
+    values = [_canonical_column(table.column(name), name) for name in columns]
+    return [xxhash.xxh3_64_digest(b"".join(row)) for row in zip(*values, strict=True)]
+
+
+def prepared_digest(token_ids: NDArray[Any]) -> bytes:
+    """xxh3-64 of token ids as little-endian uint32, without padding."""
+    return xxhash.xxh3_64_digest(token_ids.astype("<u4", copy=False).tobytes())
+
+
+def key_hashes(keys: pa.Array | pa.ChunkedArray) -> Uint64s:
+    """xxh3-64 of each key, shape (N,), for indexes; a hit must be confirmed by the key itself."""
+    if pa.types.is_integer(keys.type):
+        numbers = keys.to_numpy().astype("<i8")
+        hashed: Iterable[int] = map(xxhash.xxh3_64_intdigest, (n.tobytes() for n in numbers))
+    else:
+        hashed = (xxhash.xxh3_64_intdigest(key.encode()) for key in keys.to_pylist())
+    return np.fromiter(hashed, np.uint64, len(keys))
+
+
+def unit_digest(keys: Sequence[str | int], digests: Sequence[bytes]) -> str:
+    """One digest for a work unit's rows: xxh3-128, hex, over key and input digest of each."""
+    state = xxhash.xxh3_128()
+    for key, digest in zip(keys, digests, strict=True):
+        state.update(canonical(key))
+        state.update(digest)
+    return state.hexdigest()
+
+
+def canonical(value: Any) -> bytes:
+    """A value's canonical bytes: a tag, then its content; docs/FORMAT.md has the table.
+
+    Fields of a struct are taken by ascending name, and absent is the same as null, because
+    readers of one file differ in whether they fill in missing fields.
+    """
+    match value:
+        case None:
+            return b"\0"
+        case bool():
+            return b"\1" + bytes([value])
+        case int():
+            return b"\2" + struct.pack("<q", value)
+        case float():
+            return b"\3" + struct.pack("<d", value)
+        case str():
+            data = value.encode()
+            return b"\4" + struct.pack("<Q", len(data)) + data
+        case bytes():
+            return b"\5" + struct.pack("<Q", len(value)) + value
+        case Mapping():
+            fields = sorted((k, v) for k, v in value.items() if v is not None)
+            body = b"".join(canonical(name) + canonical(field) for name, field in fields)
+            return b"\7" + struct.pack("<Q", len(fields)) + body
+        case Sequence():
+            return b"\6" + struct.pack("<Q", len(value)) + b"".join(map(canonical, value))
+    raise InputError(
+        f"a value of type {type(value).__name__} has no canonical form to digest; convert the "
+        "column to text, numbers, bytes, lists or structs of them"
+    )
+
+
+def _canonical_column(column: pa.ChunkedArray, name: str) -> list[bytes]:
+    """Canonical bytes of each value of a column; lists of integers without a Python object each."""
+    kind = column.type
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    try:
+        if is_list and pa.types.is_integer(kind.value_type):
+            rows = (None if row is None else row for row in column.combine_chunks())
+            return [_integers(row) for row in rows]
+        return [canonical(value) for value in column.to_pylist()]
+    except (InputError, struct.error) as error:
+        raise InputError(f"column {quoted(name)}: {error}") from None
+
+
+def _integers(row: Any) -> bytes:
+    """A list of integers, as `canonical` would give it: each is the tag 2 and an int64."""
+    if not row.is_valid:
+        return b"\0"
+    values = row.values.to_numpy(zero_copy_only=False)
+    if values.dtype.kind not in "iu":
+        raise InputError("a list of integers holds nulls")
+    tagged = np.empty(len(values), np.dtype([("tag", "u1"), ("value", "<i8")]))
+    tagged["tag"], tagged["value"] = 2, values
+    return b"\6" + struct.pack("<Q", len(values)) + tagged.tobytes()

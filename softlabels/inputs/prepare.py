@@ -1,0 +1,251 @@
+"""Samples to token windows: tokenise, template, cut; nothing is dropped without a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from softlabels.errors import InputError
+from softlabels.inputs.chat import assistant_spans, render
+
+OnLong = Literal["window", "truncate", "reject", "raise"]
+Int64s = NDArray[np.int64]
+
+
+class Preparation(BaseModel):
+    """How samples became token windows; part of the plan.
+
+    Attributes:
+        kind: "text", "messages" or "input_ids".
+        max_length: tokens in a window, at most.
+        overlap: tokens that a window repeats from the one before it, as context only.
+        on_long: what happens to a sample above max_length.
+        special_tokens: whether the tokenizer added its own (BOS, EOS) to text.
+        assistant_only: label only the positions that predict an assistant's tokens.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    kind: Literal["text", "messages", "input_ids"]
+    max_length: int
+    overlap: int = 0
+    on_long: OnLong = "window"
+    special_tokens: bool = True
+    assistant_only: bool = False
+
+    def check(self) -> None:
+        """Raise `InputError` for settings that no data could satisfy."""
+        if self.max_length < 1:
+            raise InputError(f"max_length is {self.max_length}; it must be at least 1")
+        if not 0 <= self.overlap < self.max_length:
+            raise InputError(
+                f"overlap is {self.overlap}; it must be at least 0 and below max_length "
+                f"({self.max_length})"
+            )
+        if self.assistant_only and self.kind != "messages":
+            raise InputError(
+                f"assistant_only needs a chat column (messages); this one is {self.kind}"
+            )
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The records of one work unit before labelling: ragged arrays, no object per position.
+
+    Attributes:
+        rows: source row of each record within the unit, shape (R,).
+        parts: number of the window within its sample, (R,).
+        starts: where the window starts in its sample, in tokens, (R,).
+        source_lengths: tokens in the whole sample, (R,).
+        token_ids: every record's tokens, one after another, (N,).
+        offsets: record i owns token_ids[offsets[i]:offsets[i + 1]], (R + 1,).
+        next_ids: the token after the window's last; −1 where it was not seen, (R,).
+        wanted: which positions are to be labelled, bool, (N,).
+        rejects: (source row, reason) of samples that `on_long="reject"` turned away.
+        failures: (source row, reason) of samples that cannot be labelled.
+        truncated: how many samples lost their end.
+    """
+
+    rows: Int64s
+    parts: Int64s
+    starts: Int64s
+    source_lengths: Int64s
+    token_ids: Int64s
+    offsets: Int64s
+    next_ids: Int64s
+    wanted: NDArray[np.bool_]
+    rejects: tuple[tuple[int, str], ...] = ()
+    failures: tuple[tuple[int, str], ...] = ()
+    truncated: int = 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def lengths(self) -> Int64s:
+        """Tokens in each record, (R,)."""
+        return np.diff(self.offsets)
+
+    @cached_property
+    def hard_labels(self) -> Int64s:
+        """The next token at every position, −1 where none was seen, (N,)."""
+        following = np.append(self.token_ids[1:], -1)[: len(self.token_ids)]
+        following[self.offsets[1:] - 1] = self.next_ids
+        return following
+
+    def tokens_of(self, records: Int64s) -> Int64s:
+        """Indices into `token_ids` of the tokens of some records, one record after another."""
+        lengths = self.lengths[records]
+        starts = np.cumsum(lengths) - lengths
+        shifts: Int64s = np.repeat(self.offsets[records] - starts, lengths)
+        return shifts + np.arange(len(shifts))
+
+
+def prepare(
+    column: pa.ChunkedArray, preparation: Preparation, *, tokenizer: Any, classes: int
+) -> Windows:
+    """Cut a unit's samples into windows of token ids.
+
+    Args:
+        column: text, messages or token ids, one sample a row.
+        preparation: how.
+        tokenizer: the teacher's; not used for token ids.
+        classes: V; every id must be below it.
+
+    Returns:
+        windows; samples that cannot be labelled are in `failures`, with `on_long="raise"` the long
+        ones too.
+    """
+    cut = _Cutter(preparation, classes)
+    for row, (tokens, wanted) in enumerate(_tokenise(column, preparation, tokenizer)):
+        cut.add(row, tokens, wanted)
+    return cut.finish()
+
+
+Tokenised = tuple[Int64s, NDArray[np.bool_] | None]
+
+
+def _tokenise(column: pa.ChunkedArray, preparation: Preparation, tokenizer: Any) -> Any:
+    if preparation.kind == "input_ids":
+        for row in column.combine_chunks():
+            ids = row.values.to_numpy(zero_copy_only=False) if row.is_valid else ()
+            yield np.asarray(ids), None
+        return
+    samples = column.to_pylist()
+    if preparation.kind == "text":
+        texts = ["" if text is None else text for text in samples]
+        encoded = tokenizer(
+            texts,
+            add_special_tokens=preparation.special_tokens,
+            return_attention_mask=False,
+            verbose=False,
+        )["input_ids"]
+        for text, ids in zip(texts, encoded, strict=True):
+            # A tokenizer that adds BOS makes one token of an empty sample: still nothing to learn.
+            yield np.asarray(ids if text else (), np.int64), None
+        return
+    for messages in samples:
+        yield _chat(messages or [], preparation, tokenizer)
+
+
+def _chat(messages: list[dict[str, Any]], preparation: Preparation, tokenizer: Any) -> Tokenised:
+    if not messages:
+        return np.empty(0, np.int64), None
+    text = render(tokenizer, messages)
+    encoded = tokenizer(
+        text, add_special_tokens=False, return_offsets_mapping=preparation.assistant_only
+    )
+    ids = np.asarray(encoded["input_ids"], np.int64)
+    if not preparation.assistant_only:
+        return ids, None
+    first_char = np.asarray([start for start, _ in encoded["offset_mapping"]], np.int64)
+    predicted = np.zeros(len(ids) + 1, bool)
+    for start, stop in assistant_spans(tokenizer, messages, text):
+        predicted[:-1] |= (first_char >= start) & (first_char < stop)
+    # Entry t is the distribution over token t + 1: label the positions that predict the turn.
+    return ids, predicted[1:]
+
+
+class _Cutter:
+    """Collects the windows of one unit."""
+
+    def __init__(self, preparation: Preparation, classes: int) -> None:
+        self.preparation, self.classes = preparation, classes
+        self.records: list[tuple[int, int, int, int, int]] = []
+        self.tokens: list[Int64s] = []
+        self.wanted: list[NDArray[np.bool_]] = []
+        self.rejects: list[tuple[int, str]] = []
+        self.failures: list[tuple[int, str]] = []
+        self.truncated = 0
+
+    def add(self, row: int, tokens: Int64s, wanted: NDArray[np.bool_] | None) -> None:
+        reason = self._unusable(tokens)
+        if reason is None and wanted is not None and not wanted.any():
+            reason = "no assistant turn: nothing to label"
+        if reason is not None:
+            self.failures.append((row, reason))
+            return
+        limit, overlap = self.preparation.max_length, self.preparation.overlap
+        if len(tokens) > limit and self.preparation.on_long in ("reject", "raise"):
+            reason = f"{len(tokens)} tokens, more than max_length {limit}"
+            turned_away = self.preparation.on_long == "reject"
+            (self.rejects if turned_away else self.failures).append((row, reason))
+            return
+        tokens = tokens.astype(np.int64)
+        wanted = np.ones(len(tokens), bool) if wanted is None else wanted
+        starts: Sequence[int] = [0]
+        if len(tokens) > limit:
+            if self.preparation.on_long == "window":
+                starts = range(0, len(tokens) - overlap, limit - overlap)
+            else:
+                self.truncated += 1
+        for part, start in enumerate(starts):
+            self._window(row, part, start, tokens, wanted)
+
+    def _window(
+        self, row: int, part: int, start: int, tokens: Int64s, wanted: NDArray[np.bool_]
+    ) -> None:
+        stop = min(start + self.preparation.max_length, len(tokens))
+        labelled = wanted[start:stop].copy()
+        if part:
+            labelled[: self.preparation.overlap] = False
+        if not labelled.any():
+            return
+        following = int(tokens[stop]) if stop < len(tokens) else -1
+        self.records.append((row, part, start, len(tokens), following))
+        self.tokens.append(tokens[start:stop])
+        self.wanted.append(labelled)
+
+    def _unusable(self, tokens: NDArray[Any]) -> str | None:
+        if not len(tokens):
+            return "empty: it has no tokens"
+        if tokens.dtype.kind not in "iu":
+            return "its token ids hold nulls"
+        if int(tokens.min()) < 0 or int(tokens.max()) >= self.classes:
+            found = int(tokens.min()) if int(tokens.min()) < 0 else int(tokens.max())
+            return f"token id {found} is outside the teacher's 0 … {self.classes - 1}"
+        return None
+
+    def finish(self) -> Windows:
+        columns = np.asarray(self.records, np.int64).reshape(-1, 5).T
+        lengths = [len(tokens) for tokens in self.tokens]
+        return Windows(
+            rows=columns[0],
+            parts=columns[1],
+            starts=columns[2],
+            source_lengths=columns[3],
+            next_ids=columns[4],
+            token_ids=np.concatenate([np.empty(0, np.int64), *self.tokens]),
+            offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
+            wanted=np.concatenate([np.empty(0, bool), *self.wanted]),
+            rejects=tuple(self.rejects),
+            failures=tuple(self.failures),
+            truncated=self.truncated,
+        )

@@ -1,0 +1,344 @@
+"""Where samples come from: a Dataset, a stream, a file or rows, read unit by unit."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict
+
+from softlabels.errors import DuplicateKeyError, InputError, quoted
+from softlabels.inputs.digests import key_hashes
+
+KEY_BATCH_ROWS = 65_536
+
+
+class DataIdentity(BaseModel):
+    """Which data was labelled. The digests, not these names, decide whether it is the same."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    name: str
+    revision: str | None = None
+    split: str | None = None
+    columns: tuple[str, ...]
+    key: str | None = None
+    key_type: str
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Samples in a fixed order, read as Arrow tables.
+
+    Attributes:
+        identity: what goes into the plan.
+        kind: "text", "messages" or "input_ids", from the column's type.
+        rows: how many there are; None for a stream.
+        schema: of every column the data has.
+        read: `read(rows, columns)` for data with random access; rows is a slice or a list.
+        stream: one pass over tables of any size, for data without.
+    """
+
+    identity: DataIdentity
+    kind: str
+    rows: int | None
+    schema: pa.Schema
+    read: Callable[[slice | list[int], Sequence[str]], pa.Table] | None = None
+    stream: Iterator[pa.Table] | None = None
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that are read: the key's, then those that are labelled."""
+        key = self.identity.key
+        return [*([key] if key else []), *(c for c in self.identity.columns if c != key)]
+
+    def units(self, unit_rows: int) -> Iterator[pa.Table]:
+        """Contiguous tables of `unit_rows` rows, the last one shorter."""
+        if self.read is not None and self.rows is not None:
+            for chunk in chunks(self.rows, unit_rows):
+                yield self.read(chunk, self.columns)
+        else:
+            yield from _regroup(self.stream or iter(()), unit_rows, self.columns)
+
+    def keys(self, table: pa.Table, first_row: int) -> pa.Array:
+        """The keys of a unit's rows, string or int64.
+
+        Raises:
+            InputError: a key is null.
+        """
+        if self.identity.key is None:
+            return pa.array(np.arange(first_row, first_row + len(table)), pa.int64())
+        column = table.column(self.identity.key).combine_chunks()
+        if column.null_count:
+            row = first_row + pc.index(column.is_null(), True).as_py()
+            raise InputError(
+                f"row {row}: the key column {quoted(self.identity.key)} is null; every sample "
+                "needs its own key (or leave out key= to use row numbers)"
+            )
+        return column.cast(pa.string() if self.identity.key_type == "string" else pa.int64())
+
+    def check_unique_keys(self) -> None:
+        """Find duplicate keys before anything runs; streams are checked when they end.
+
+        Raises:
+            DuplicateKeyError: naming a key and its rows.
+        """
+        if self.identity.key is None or self.read is None or self.rows is None:
+            return
+        read, rows, key = self.read, self.rows, self.identity.key
+
+        def batches() -> Iterator[pa.Array]:
+            for chunk in chunks(rows, KEY_BATCH_ROWS):
+                yield self.keys(read(chunk, [key]), chunk.start)
+
+        check_unique(batches, rows, where=f"column {quoted(key)}")
+
+
+def chunks(rows: int, size: int) -> Iterator[slice]:
+    """Consecutive slices of `size` rows, the last one shorter."""
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+
+
+def check_unique(
+    batches: Callable[[], Iterable[pa.Array]], rows: int, *, where: str, pass_rows: int = 1 << 23
+) -> None:
+    """Raise `DuplicateKeyError` if a key occurs twice, in memory that does not grow with `rows`.
+
+    Each pass holds the hashes of one slice of the hash space, 64 MiB by default; equal hashes are
+    confirmed by the keys themselves.
+    """
+    passes = max(1, -(-rows // pass_rows))
+    for number in range(passes):
+        hashes = np.concatenate(
+            [h[h % passes == number] for h in map(key_hashes, batches())]
+            or [np.empty(0, np.uint64)]
+        )
+        hashes.sort()
+        repeated = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
+        if len(repeated):
+            _confirm(batches, repeated, where)
+
+
+def _confirm(batches: Callable[[], Iterable[pa.Array]], repeated: Any, where: str) -> None:
+    seen: dict[Any, int] = {}
+    row = 0
+    for keys in batches():
+        for index in np.flatnonzero(np.isin(key_hashes(keys), repeated)):
+            key = keys[int(index)].as_py()
+            if key in seen:
+                raise DuplicateKeyError(
+                    f"{where}: the key {quoted(key)} is in row {seen[key]} and again in row "
+                    f"{row + int(index)}; labels are joined by key, so each must occur once: "
+                    "choose another key column, or leave it out to use row numbers"
+                )
+            seen[key] = row + int(index)
+        row += len(keys)
+
+
+def open_source(
+    data: Any, *, column: str = "text", key: str | None = None, limit: int | None = None
+) -> Source:
+    """Open data for labelling and check what can be checked without reading it all.
+
+    Args:
+        data: a `datasets.Dataset` or `IterableDataset`; a path or glob of Parquet, JSONL or text
+            files; a sequence of mappings; or any iterable of mappings.
+        column: what is labelled: text (string), `messages` (list of {role, content}), or token
+            ids (list of int).
+        key: a string or integer column, unique; None for row numbers.
+        limit: only the first so many rows.
+
+    Raises:
+        InputError: a missing path or column, an unsupported type, or no rows at all.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit is {limit}; it must be at least 1")
+    name, revision, split = "rows", None, None
+    if isinstance(data, (str, Path)):
+        name, data = _open_files(str(data))
+    elif hasattr(data, "info") and hasattr(data, "features"):
+        name = getattr(data.info, "dataset_name", None) or "dataset"
+        revision = str(data.info.version) if data.info.version else None
+        split = str(data.split) if data.split else None
+    schema, rows, read, stream = _access(data, limit)
+    kind = _kind(schema, column)
+    identity = DataIdentity(
+        name=name,
+        revision=revision,
+        split=split,
+        columns=(column,),
+        key=key,
+        key_type="int64" if key is None else _key_type(schema, key),
+        limit=limit,
+    )
+    return Source(identity, kind, rows, schema, read, stream)
+
+
+def _access(data: Any, limit: int | None) -> tuple[pa.Schema, int | None, Any, Any]:
+    """Schema, rows, random access and stream of any supported data; one of the last two is None."""
+    if hasattr(data, "with_format") and hasattr(data, "__len__"):
+        rows = len(data) if limit is None else min(limit, len(data))
+        _not_empty(rows)
+
+        @lru_cache(maxsize=8)
+        def narrowed(columns: tuple[str, ...]) -> Any:
+            return data.select_columns(list(columns)).with_format("arrow")
+
+        def read_dataset(index: slice | list[int], columns: Sequence[str]) -> pa.Table:
+            return narrowed(tuple(columns))[index]
+
+        return data.features.arrow_schema, rows, read_dataset, None
+    if hasattr(data, "with_format") and hasattr(data, "iter"):
+        data = (row for row in data.with_format(None))
+    if isinstance(data, Sequence) and not isinstance(data, (str, bytes)):
+        rows = len(data) if limit is None else min(limit, len(data))
+        _not_empty(rows)
+        schema = _to_table(data[: min(rows, 1000)]).schema
+
+        def read_rows(index: slice | list[int], columns: Sequence[str]) -> pa.Table:
+            found = data[index] if isinstance(index, slice) else [data[i] for i in index]
+            return _to_table(found, columns)
+
+        return schema, rows, read_rows, None
+    if isinstance(data, Mapping) or not isinstance(data, Iterable):
+        raise InputError(
+            f"data is a {type(data).__name__}; expected a datasets.Dataset, a path to Parquet, "
+            "JSONL or text, or an iterable of rows (mappings from column to value)"
+        )
+    batches = itertools.batched if hasattr(itertools, "batched") else _batched
+    tables = (_to_table(batch) for batch in batches(itertools.islice(data, limit), 64))
+    first = next(tables, None)
+    _not_empty(0 if first is None else len(first))
+    assert first is not None
+    return first.schema, None, None, itertools.chain([first], tables)
+
+
+def _batched(rows: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:
+    iterator = iter(rows)
+    while batch := tuple(itertools.islice(iterator, size)):
+        yield batch
+
+
+def _to_table(rows: Sequence[Any], columns: Sequence[str] | None = None) -> pa.Table:
+    for row in rows:
+        if not isinstance(row, Mapping):
+            raise InputError(
+                f"a row is a {type(row).__name__}; expected a mapping from column to value"
+            )
+    try:
+        if columns is None:
+            return pa.Table.from_pylist([dict(row) for row in rows])
+        return pa.table({name: [row.get(name) for row in rows] for name in columns})
+    except pa.ArrowException as error:
+        raise InputError(f"rows cannot be read as a table: {error}") from None
+
+
+def _regroup(
+    tables: Iterator[pa.Table], unit_rows: int, columns: Sequence[str]
+) -> Iterator[pa.Table]:
+    """Tables of any size to tables of `unit_rows` rows."""
+    held: list[pa.Table] = []
+    count = 0
+    for table in tables:
+        missing = [name for name in columns if name not in table.column_names]
+        if missing:
+            raise InputError(f"a later row of the stream has no column {quoted(missing[0])}")
+        held.append(table.select(columns))
+        count += len(table)
+        while count >= unit_rows:
+            joined = pa.concat_tables(held, promote_options="permissive")
+            yield joined.slice(0, unit_rows)
+            held, count = [joined.slice(unit_rows)], count - unit_rows
+    if count:
+        yield pa.concat_tables(held, promote_options="permissive")
+
+
+def _not_empty(rows: int) -> None:
+    if not rows:
+        raise InputError("the data has no rows; there is nothing to label")
+
+
+_READERS = {
+    ".parquet": ("parquet", {}),
+    ".jsonl": ("json", {}),
+    ".jsonl.zst": ("json", {}),
+    ".jsonl.gz": ("json", {}),
+    ".txt": ("text", {"sample_by": "paragraph"}),
+    ".md": ("text", {"sample_by": "paragraph"}),
+}
+
+
+def _open_files(path: str) -> tuple[str, Any]:
+    """A Dataset of the files at `path`, and the name that the plan gives it (never a full path)."""
+    found = Path(path)
+    files = sorted(glob.glob(path, recursive=True)) if not found.exists() else [path]
+    if found.is_dir():
+        files = sorted(str(f) for f in found.rglob("*") if _suffix(str(f)))
+    suffixes = {_suffix(file) for file in files}
+    if not files or None in suffixes:
+        wanted = ", ".join(_READERS)
+        raise InputError(
+            f"--data {quoted(path)}: "
+            + ("no such file or folder" if not files else "this is not a kind of file we read")
+            + f"; expected a path, folder or glob of {wanted} files"
+        )
+    if len(suffixes) > 1:
+        kinds = ", ".join(sorted(map(str, suffixes)))
+        raise InputError(f"--data {quoted(path)}: files of several kinds ({kinds}); name one glob")
+    import datasets
+
+    builder, options = _READERS[str(suffixes.pop())]
+    try:
+        data = datasets.load_dataset(builder, data_files=files, split="train", **options)
+    except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
+        reason = error.__cause__ or error
+        raise InputError(f"--data {quoted(path)} cannot be read: {reason}") from error
+    return found.name, data
+
+
+def _suffix(file: str) -> str | None:
+    return next((suffix for suffix in _READERS if file.lower().endswith(suffix)), None)
+
+
+def _kind(schema: pa.Schema, column: str) -> str:
+    if column not in schema.names:
+        raise InputError(
+            f"there is no column {quoted(column)}; the data has "
+            f"{', '.join(map(quoted, schema.names))}: name one with column= (--column)"
+        )
+    found = schema.field(column).type
+    if pa.types.is_string(found) or pa.types.is_large_string(found):
+        return "text"
+    if pa.types.is_list(found) or pa.types.is_large_list(found):
+        if pa.types.is_integer(found.value_type):
+            return "input_ids"
+        if pa.types.is_struct(found.value_type) and "role" in [f.name for f in found.value_type]:
+            return "messages"
+    raise InputError(
+        f"column {quoted(column)} is {found}; expected text (string), token ids (list of "
+        "integers) or messages (list of {role, content})"
+    )
+
+
+def _key_type(schema: pa.Schema, key: str) -> str:
+    if key not in schema.names:
+        raise InputError(
+            f"there is no key column {quoted(key)}; the data has "
+            f"{', '.join(map(quoted, schema.names))}: name one with key= (--key), or leave it out "
+            "to use row numbers"
+        )
+    found = schema.field(key).type
+    if pa.types.is_integer(found):
+        return "int64"
+    if pa.types.is_string(found) or pa.types.is_large_string(found):
+        return "string"
+    raise InputError(f"the key column {quoted(key)} is {found}; a key is a string or an integer")
