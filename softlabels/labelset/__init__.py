@@ -1,0 +1,1 @@
+"""Label sets: a directory of Parquet shards that describes itself; docs/FORMAT.md specifies it."""

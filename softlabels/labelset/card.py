@@ -1,0 +1,63 @@
+"""README.md of a label set: the YAML that `datasets` reads, and what people should know."""
+
+from __future__ import annotations
+
+import json
+
+from softlabels.labelset.manifest import Totals
+from softlabels.labelset.plan import Plan
+
+
+def card(plan: Plan, totals: Totals, *, split: str) -> str:
+    """The card, from validated values only: no paths, no credentials, no markup from data."""
+    teacher = plan.teacher
+    kept = f"top {plan.selection.k} of {teacher.classes:,} classes"
+    position = totals.bytes / max(1, totals.positions)
+    dtype = teacher.dtype or "unknown dtype"
+    inputs = "stored" if plan.store_inputs else "not stored: join them from the data"
+    return f"""---
+configs:
+- config_name: default
+  data_files:
+  - split: {split}
+    path: data/{split}-*.parquet
+tags:
+- softlabels
+- knowledge-distillation
+---
+# Soft labels of {_text(teacher.name)}
+
+| | |
+|--|--|
+| teacher | {_text(teacher.name)}, {_text(dtype)}, {_text(teacher.engine)} |
+| weights | `{_text(teacher.weights or "none")}` |
+| data | {_text(plan.data.name)}, column {_text(", ".join(plan.data.columns))} |
+| kept | {kept} at every position, log tail mass at T = {_numbers(plan.temperatures)} |
+| records | {totals.records:,} of {totals.source_rows:,} samples, {totals.rejects:,} rejected |
+| positions | {totals.positions:,} |
+| size | {totals.bytes:,} bytes, {position:.1f} a position |
+| token ids | {inputs} |
+
+Entry t of a record is the teacher's distribution at position t, over token t + 1. `ids` and
+`log_probs` are flat: {plan.selection.k} entries a position, one after another. Log-probs are
+natural logarithms under the full softmax.
+
+```python
+import softlabels as sl
+
+for batch in sl.loader(sl.LabelSet.open("."), batch_size=8, seed=0):
+    batch["input_ids"], batch["soft_labels"]
+```
+
+Without this library: `datasets.load_dataset(".")`.
+"""
+
+
+def _text(value: str) -> str:
+    """A name as inert Markdown."""
+    shown = json.dumps(value, ensure_ascii=True)[1:-1]
+    return "".join(f"\\{c}" if c in "|`*_<>[]#" else c for c in shown)
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in values) or "none"

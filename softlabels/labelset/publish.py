@@ -1,0 +1,99 @@
+"""Files that exist whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+TEMPORARY = ".tmp"
+
+
+def publish(temporary: Path, final: Path) -> bool:
+    """Give a finished file its name, never replacing one that is there.
+
+    Args:
+        temporary: on the same file system; it is gone afterwards.
+
+    Returns:
+        False if `final` exists already: somebody else was first, and this work is discarded.
+    """
+    _sync(temporary)
+    try:
+        os.link(temporary, final)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+            raise
+        # No hard links here (FAT, some network drives). Two workers on one unit could both pass
+        # this test, but then they rename equal bytes: a unit is a pure function of the plan.
+        if final.exists():
+            return False
+        temporary.rename(final)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync(final.parent)
+    return True
+
+
+def replace(final: Path, data: bytes, *, scratch: Path) -> None:
+    """Write a small file atomically, replacing one that is there.
+
+    Args:
+        scratch: a folder on the same file system for the unfinished file.
+    """
+    temporary = scratch / uuid.uuid4().hex
+    temporary.write_bytes(data)
+    _sync(temporary)
+    final.parent.mkdir(exist_ok=True)
+    temporary.rename(final)
+    _sync(final.parent)
+
+
+@contextmanager
+def workspace(root: Path) -> Iterator[Path]:
+    """A folder for unfinished files, on the set's own file system.
+
+    It is locked while its process lives, so that what killed runs left behind can be told from
+    what living ones are writing, and is removed first.
+    """
+    parent = root / TEMPORARY
+    parent.mkdir(exist_ok=True)
+    for left_over in parent.iterdir():
+        _remove_unlocked(left_over)
+    folder = parent / uuid.uuid4().hex
+    folder.mkdir()
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+        if not any(parent.iterdir()):
+            parent.rmdir()
+
+
+def _remove_unlocked(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except BlockingIOError:
+        pass  # its process is alive
+    finally:
+        os.close(descriptor)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

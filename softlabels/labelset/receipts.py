@@ -1,0 +1,38 @@
+"""Where receipts are found: in the shard table of a finished set, else one file a unit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from softlabels.errors import CorruptShardError
+from softlabels.labelset import layout, manifest
+from softlabels.labelset.manifest import Receipt
+from softlabels.labelset.shard import file_sha256
+
+
+def finished(root: Path, plan_digest: str) -> list[Receipt]:
+    """The shard table, checked against the manifest.
+
+    Raises:
+        CorruptShardError: it, or the plan, is not what the manifest names.
+    """
+    where = root / layout.MANIFEST
+    found = manifest.parse(where.read_bytes(), where=str(where))
+    if found.plan_sha256 != plan_digest:
+        raise CorruptShardError(
+            f"{root / layout.PLAN}: its digest {plan_digest[:8]}… is not the manifest's "
+            f"{found.plan_sha256[:8]}…; the plan was changed after the set was made"
+        )
+    table = root / layout.SHARDS
+    if not table.is_file() or file_sha256(table) != found.files.get(layout.SHARDS):
+        raise CorruptShardError(
+            f"{table}: it is missing or not the one the manifest names; run `softlabels verify "
+            "DIR --repair`, then the same `softlabels precompute` command, to rebuild it"
+        )
+    return manifest.parse_shard_table(table.read_bytes(), where=str(table))
+
+
+def unfinished(root: Path) -> list[Receipt]:
+    """The receipts of the units that are done, in order."""
+    files = sorted((root / layout.RECEIPTS).glob("*.json"))
+    return [manifest.parse_receipt(file.read_bytes(), where=str(file)) for file in files]

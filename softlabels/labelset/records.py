@@ -1,0 +1,261 @@
+"""Records: labels with the identity and inputs they belong to; one row of a shard each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from softlabels.codecs import Codec
+from softlabels.errors import CorruptShardError
+from softlabels.inputs.digests import DIGEST_TYPE
+from softlabels.labels import SoftLabels, concatenate
+
+SPAN_TYPE = pa.struct(
+    [pa.field("start", pa.int32(), nullable=False), pa.field("length", pa.int32(), nullable=False)]
+)
+
+Int64s = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Records:
+    """R records, ragged: tokens and labelled positions lie one after another.
+
+    Attributes:
+        identity: table with one row a record: key, part, view, source_start, source_length,
+            input_digest, prepared_digest.
+        token_offsets: record i has tokens token_offsets[i] up to token_offsets[i + 1], (R + 1,).
+        token_ids: (tokens,) int64; None where the set does not carry its inputs.
+        next_ids: the token after each record's last, −1 where it was not seen, (R,).
+        wanted: which tokens' positions are labelled, bool, (tokens,).
+        labels: of the labelled positions only, in order; batch shape (positions,).
+        label_offsets: record i has positions label_offsets[i] up to label_offsets[i + 1], (R + 1,).
+    """
+
+    identity: pa.Table
+    token_offsets: Int64s
+    token_ids: Int64s | None
+    next_ids: Int64s | None
+    wanted: NDArray[np.bool_]
+    labels: SoftLabels
+    label_offsets: Int64s
+
+    def __len__(self) -> int:
+        return len(self.identity)
+
+    def slice(self, start: int, stop: int) -> Records:
+        """Records start up to stop."""
+        tokens = slice(int(self.token_offsets[start]), int(self.token_offsets[stop]))
+        positions = slice(int(self.label_offsets[start]), int(self.label_offsets[stop]))
+        return Records(
+            identity=self.identity.slice(start, stop - start),
+            token_offsets=self.token_offsets[start : stop + 1] - tokens.start,
+            token_ids=None if self.token_ids is None else self.token_ids[tokens],
+            next_ids=None if self.next_ids is None else self.next_ids[start:stop],
+            wanted=self.wanted[tokens],
+            labels=self.labels[positions],
+            label_offsets=self.label_offsets[start : stop + 1] - positions.start,
+        )
+
+    def record_labels(self, index: int) -> SoftLabels:
+        """Labels of one record over all its tokens, batch shape (T,), masked where unlabelled."""
+        tokens = slice(int(self.token_offsets[index]), int(self.token_offsets[index + 1]))
+        positions = slice(int(self.label_offsets[index]), int(self.label_offsets[index + 1]))
+        wanted = torch.from_numpy(self.wanted[tokens])
+        labels = self.labels[positions]
+        if bool(wanted.all()):
+            return replace(labels, mask=wanted)
+        return scatter(labels, wanted)
+
+
+def join(parts: Sequence[Records]) -> Records:
+    """Records one after another; at least one part, all with the same fields."""
+    first = parts[0]
+
+    def stacked(name: str) -> Int64s:
+        ends = np.cumsum([0, *(getattr(part, name)[-1] for part in parts)])
+        shifted = [getattr(p, name)[1:] + end for p, end in zip(parts, ends, strict=False)]
+        return np.concatenate([[0], *shifted])
+
+    def joined(name: str) -> Any:
+        if getattr(first, name) is None:
+            return None
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    return Records(
+        identity=pa.concat_tables([part.identity for part in parts]),
+        token_offsets=stacked("token_offsets"),
+        token_ids=joined("token_ids"),
+        next_ids=joined("next_ids"),
+        wanted=joined("wanted"),
+        labels=concatenate([part.labels for part in parts]),
+        label_offsets=stacked("label_offsets"),
+    )
+
+
+def scatter(labels: SoftLabels, mask: torch.Tensor) -> SoftLabels:
+    """Spread labels of batch shape (positions,) over the true places of `mask`.
+
+    Elsewhere ids and log-probs are 0 and log tails −inf: finite in every formula, and masked.
+
+    Args:
+        mask: bool, any shape, as many true places as there are positions.
+    """
+    fill = {"log_tails": -torch.inf, "hard_log_probs": torch.nan}
+
+    def spread(name: str) -> Any:
+        values = getattr(labels, name)
+        if values is None:
+            return None
+        out = values.new_full((*mask.shape, *values.shape[1:]), fill.get(name, 0))
+        out[mask] = values
+        return out
+
+    return SoftLabels(
+        ids=spread("ids"),
+        log_probs=spread("log_probs"),
+        logsumexp=spread("logsumexp"),
+        log_tails=spread("log_tails"),
+        temperatures=labels.temperatures,
+        hard_log_probs=spread("hard_log_probs"),
+        mask=mask,
+    )
+
+
+def schema(key_type: str, codec: Codec, *, token_type: pa.DataType) -> pa.Schema:
+    """Columns of a shard, in order; docs/FORMAT.md describes each."""
+    return pa.schema(
+        [
+            pa.field("key", pa.string() if key_type == "string" else pa.int64(), nullable=False),
+            pa.field("part", pa.int32(), nullable=False),
+            pa.field("view", pa.int32(), nullable=False),
+            pa.field("source_start", pa.int32(), nullable=False),
+            pa.field("source_length", pa.int32(), nullable=False),
+            pa.field("length", pa.int32(), nullable=False),
+            pa.field("positions", pa.int32(), nullable=False),
+            pa.field("label_spans", pa.list_(SPAN_TYPE)),
+            pa.field("input_digest", DIGEST_TYPE, nullable=False),
+            pa.field("prepared_digest", DIGEST_TYPE, nullable=False),
+            pa.field("input_ids", pa.list_(token_type)),
+            pa.field("next_id", token_type),
+            *codec.fields,
+        ]
+    )
+
+
+def to_table(records: Records, wanted_schema: pa.Schema, codec: Codec) -> pa.Table:
+    """Records as rows of a shard."""
+    token_type = wanted_schema.field("next_id").type
+    columns: dict[str, Any] = {
+        name: records.identity.column(name) for name in records.identity.column_names
+    }
+    columns["length"] = pa.array(np.diff(records.token_offsets), pa.int32())
+    columns["positions"] = pa.array(np.diff(records.label_offsets), pa.int32())
+    columns["label_spans"] = _spans(records.wanted, records.token_offsets)
+    columns["input_ids"] = pa.nulls(len(records), pa.list_(token_type))
+    columns["next_id"] = pa.nulls(len(records), token_type)
+    if records.token_ids is not None and records.next_ids is not None:
+        offsets = pa.array(records.token_offsets.astype(np.int32))
+        columns["input_ids"] = pa.ListArray.from_arrays(
+            offsets, pa.array(records.token_ids).cast(token_type)
+        )
+        unseen = records.next_ids < 0
+        columns["next_id"] = pa.array(records.next_ids, mask=unseen).cast(token_type)
+    columns |= codec.encode(records.labels, records.label_offsets)
+    return pa.table([columns[field.name] for field in wanted_schema], schema=wanted_schema)
+
+
+IDENTITY = (
+    "key",
+    "part",
+    "view",
+    "source_start",
+    "source_length",
+    "input_digest",
+    "prepared_digest",
+)
+
+
+def from_table(table: pa.Table, codec: Codec) -> Records:
+    """Rows of a shard as records.
+
+    Raises:
+        CorruptShardError: lengths that contradict each other.
+    """
+    labels, label_offsets = codec.decode(table)
+    lengths = table.column("length").to_numpy().astype(np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    wanted = _wanted(table, offsets)
+    if not np.array_equal(_counts(wanted, offsets), np.diff(label_offsets)):
+        raise CorruptShardError("label_spans do not cover as many tokens as there are positions")
+    token_ids = next_ids = None
+    if not table.column("input_ids").null_count:
+        lists = table.column("input_ids").combine_chunks()
+        token_ids = lists.flatten().to_numpy().astype(np.int64)
+        found = lists.offsets.to_numpy().astype(np.int64)
+        if not np.array_equal(found - found[0], offsets):
+            raise CorruptShardError("the lists of input_ids do not fit the lengths")
+        next_ids = table.column("next_id").cast(pa.int64()).fill_null(-1).to_numpy()
+    return Records(
+        identity=table.select(IDENTITY),
+        token_offsets=offsets,
+        token_ids=token_ids,
+        next_ids=next_ids,
+        wanted=wanted,
+        labels=labels,
+        label_offsets=label_offsets,
+    )
+
+
+def _spans(wanted: NDArray[np.bool_], offsets: Int64s) -> pa.Array:
+    """Runs of wanted tokens in each record, as (start, length); null where all are wanted."""
+    records = len(offsets) - 1
+    # A false guard between records keeps a run from crossing from one into the next.
+    guarded = np.zeros(len(wanted) + records + 1, np.int8)
+    owner = np.repeat(np.arange(records), np.diff(offsets))
+    guarded[np.arange(len(wanted)) + owner + 1] = wanted
+    edges = np.diff(guarded)
+    starts, stops = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+    bounds = offsets + np.arange(records + 1)
+    record = np.searchsorted(bounds, starts, side="right") - 1
+    span_offsets = np.searchsorted(starts, bounds).astype(np.int32)
+    everything = _counts(wanted, offsets) == np.diff(offsets)
+    values = pa.StructArray.from_arrays(
+        [
+            pa.array((starts - bounds[record]).astype(np.int32)),
+            pa.array((stops - starts).astype(np.int32)),
+        ],
+        fields=list(SPAN_TYPE),
+    )
+    return pa.ListArray.from_arrays(pa.array(span_offsets), values, mask=pa.array(everything))
+
+
+def _wanted(table: pa.Table, offsets: Int64s) -> NDArray[np.bool_]:
+    """The inverse of `_spans`."""
+    spans = table.column("label_spans").combine_chunks()
+    everything = spans.is_null().to_numpy(zero_copy_only=False)
+    lengths = np.diff(offsets)
+    change = np.zeros(int(offsets[-1]) + 1, np.int64)
+    np.add.at(change, offsets[:-1][everything], 1)
+    np.add.at(change, offsets[1:][everything], -1)
+    values = spans.flatten()
+    if len(values):
+        counts = np.asarray(spans.value_lengths().fill_null(0))
+        record = np.repeat(np.arange(len(spans)), counts)
+        start = values.field("start").to_numpy()
+        length = values.field("length").to_numpy()
+        if (start < 0).any() or (length < 0).any() or (start + length > lengths[record]).any():
+            raise CorruptShardError("label_spans reach outside their record")
+        np.add.at(change, offsets[record] + start, 1)
+        np.add.at(change, offsets[record] + start + length, -1)
+    return np.cumsum(change[:-1]) > 0
+
+
+def _counts(wanted: NDArray[np.bool_], offsets: Int64s) -> Int64s:
+    return np.diff(np.concatenate([[0], np.cumsum(wanted, dtype=np.int64)])[offsets])

@@ -1,0 +1,261 @@
+"""One shard: a Parquet file of one work unit's records, and the checks on reading it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import xxhash
+
+from softlabels.codecs import Codec
+from softlabels.errors import CorruptShardError
+from softlabels.labelset.manifest import Receipt
+from softlabels.labelset.records import Records, from_table, to_table
+
+# Smaller row groups cost compression and speed; larger ones cost memory per random lookup.
+ROW_GROUP_POSITIONS = 16_384
+_META = "softlabels."
+_MAGIC_AND_LENGTH = 8
+_REPAIR = (
+    "the file was changed after it was written: run `softlabels verify DIR --repair`, then the "
+    "same `softlabels precompute` command, to drop and recompute it"
+)
+
+
+@dataclass(frozen=True)
+class UnitSummary:
+    """What a shard's footer says of its unit, beside the plan's digest and the key range.
+
+    Attributes:
+        unit: its number.
+        source_rows: rows of the source, rejected ones included.
+        input_digest: over every row's key and source columns.
+        rejects: {"key", "part", "reason"} of each sample that was not labelled.
+        truncated: samples that lost their end.
+    """
+
+    unit: int
+    source_rows: int
+    input_digest: str
+    rejects: tuple[dict[str, Any], ...] = ()
+    truncated: int = 0
+
+
+def write(
+    path: Path,
+    records: Records,
+    summary: UnitSummary,
+    *,
+    schema: pa.Schema,
+    codec: Codec,
+    plan_digest: str,
+) -> None:
+    """Write a unit's records to a new file."""
+    split = [name for name in codec.split_columns if name.split(".")[0] in schema.names]
+    with pq.ParquetWriter(
+        path,
+        schema,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=False,
+        write_statistics=False,
+        use_byte_stream_split=[*split, "input_ids.list.element"],
+        write_page_checksum=True,
+        use_content_defined_chunking=True,
+    ) as writer:
+        for start, stop in _row_groups(records):
+            table = to_table(records.slice(start, stop), schema, codec)
+            writer.write_table(table, row_group_size=max(1, len(table)))
+        ends = [0, len(records) - 1] if len(records) else []
+        first_last = [[records.identity.column(c)[i].as_py() for c in _KEY] for i in ends]
+        metadata = {
+            "plan": plan_digest,
+            "unit": str(summary.unit),
+            "source_rows": str(summary.source_rows),
+            "input_digest": summary.input_digest,
+            "first": json.dumps(first_last[0] if ends else None),
+            "last": json.dumps(first_last[-1] if ends else None),
+            "rejects": json.dumps(summary.rejects),
+            "truncated": str(summary.truncated),
+        }
+        writer.add_key_value_metadata({_META + k: v for k, v in metadata.items()})
+
+
+_KEY = ("key", "part", "view")
+
+
+def _row_groups(records: Records) -> Iterable[tuple[int, int]]:
+    start = 0
+    for stop in range(1, len(records) + 1):
+        held = records.label_offsets[stop] - records.label_offsets[start]
+        if held >= ROW_GROUP_POSITIONS or stop == len(records):
+            yield start, stop
+            start = stop
+    if not len(records):
+        yield 0, 0
+
+
+class Shard:
+    """An open shard, memory-mapped; every read is checked against the receipt.
+
+    Args:
+        path: the file.
+        receipt: what was published; None only while a receipt is being made.
+        name: how errors call it.
+
+    Raises:
+        CorruptShardError: missing, cut short, or with another footer than the receipt's.
+    """
+
+    def __init__(self, path: Path, *, receipt: Receipt | None, name: str) -> None:
+        self.name, self.receipt = name, receipt
+        try:
+            size = path.stat().st_size
+            if receipt is not None and size != receipt.bytes:
+                raise self._corrupt(f"it has {size} bytes, {receipt.bytes} were written")
+            self._bytes = pa.memory_map(str(path))
+            if receipt is not None and self._footer_digest() != receipt.footer_sha256:
+                raise self._corrupt("its footer is not the one that was written")
+            self._file = pq.ParquetFile(self._bytes, page_checksum_verification=True)
+        except FileNotFoundError:
+            raise CorruptShardError(
+                f"{name}: the file is missing; run `softlabels verify DIR --repair`, then the same "
+                "`softlabels precompute` command, to compute it again"
+            ) from None
+        except (pa.ArrowException, OSError) as error:
+            raise self._corrupt(f"it cannot be opened as Parquet ({error})") from error
+
+    @property
+    def metadata(self) -> pq.FileMetaData:
+        """The Parquet footer."""
+        return self._file.metadata
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Arrow schema of the columns."""
+        return self._file.schema_arrow
+
+    def footer(self, name: str) -> str:
+        """A value of ours in the footer."""
+        try:
+            return str(self.metadata.metadata[(_META + name).encode()].decode())
+        except (KeyError, TypeError):
+            raise CorruptShardError(
+                f"{self.name}: its footer has no {_META}{name}; it is not a shard of a label set"
+            ) from None
+
+    def read(self, row_group: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Columns of one row group; all by default.
+
+        Raises:
+            CorruptShardError: their bytes are not the ones that were written.
+        """
+        if self.receipt is not None:
+            self._check_chunks(row_group, columns)
+        try:
+            return self._file.read_row_group(row_group, columns=columns and list(columns))
+        except (pa.ArrowException, OSError) as error:
+            raise self._corrupt(f"row group {row_group}: {error}") from error
+
+    def summary(self) -> UnitSummary:
+        """What the footer says of the unit."""
+        return UnitSummary(
+            unit=int(self.footer("unit")),
+            source_rows=int(self.footer("source_rows")),
+            input_digest=self.footer("input_digest"),
+            rejects=tuple(json.loads(self.footer("rejects"))),
+            truncated=int(self.footer("truncated")),
+        )
+
+    def chunk_digests(self, row_group: int) -> tuple[str, ...]:
+        """xxh3-64, hex, of each column chunk's bytes in a row group."""
+        columns = range(self.metadata.num_columns)
+        return tuple(self._chunk_digest(row_group, column) for column in columns)
+
+    def make_receipt(self, path: Path, codec: Codec) -> Receipt:
+        """The receipt of the file as it lies there, decoded once through."""
+        summary = self.summary()
+        positions = entries = 0
+        for group in range(self.metadata.num_row_groups):
+            labels = from_table(self.read(group), codec).labels
+            positions += len(labels)
+            entries += labels.ids.numel()
+        footer = self._footer()
+        return Receipt(
+            path=self.name,
+            unit=summary.unit,
+            rows=self.metadata.num_rows,
+            positions=positions,
+            entries=entries,
+            source_rows=summary.source_rows,
+            bytes=self._bytes.size(),
+            sha256=file_sha256(path),
+            footer_bytes=len(footer),
+            footer_sha256=hashlib.sha256(footer).hexdigest(),
+            chunk_digests=tuple(map(self.chunk_digests, range(self.metadata.num_row_groups))),
+            input_digest=summary.input_digest,
+            rejects=len(summary.rejects),
+            truncated=summary.truncated,
+        )
+
+    def _check_chunks(self, row_group: int, columns: Sequence[str] | None) -> None:
+        assert self.receipt is not None
+        expected = self.receipt.chunk_digests[row_group]
+        if len(expected) != self.metadata.num_columns:
+            raise self._corrupt("it has another number of columns than the receipt")
+        group = self.metadata.row_group(row_group)
+        for index, digest in enumerate(expected):
+            leaf = group.column(index).path_in_schema
+            if columns is not None and leaf.split(".")[0] not in columns:
+                continue
+            found = self._chunk_digest(row_group, index)
+            if found != digest:
+                raise self._corrupt(
+                    f"row group {row_group}, column {leaf}: digest {found} is not the "
+                    f"receipt's {digest}"
+                )
+
+    def _chunk_digest(self, row_group: int, column: int) -> str:
+        chunk = self.metadata.row_group(row_group).column(column)
+        data = self._bytes.read_at(chunk.total_compressed_size, chunk.data_page_offset)
+        return xxhash.xxh3_64_hexdigest(memoryview(data))
+
+    def _footer(self) -> bytes:
+        """Thrift metadata, its length and the closing magic."""
+        size = self._bytes.size()
+        tail = self._bytes.read_at(_MAGIC_AND_LENGTH, max(0, size - _MAGIC_AND_LENGTH))
+        length = int.from_bytes(memoryview(tail)[:4], "little") + _MAGIC_AND_LENGTH
+        if length > size:
+            raise self._corrupt(f"its footer claims {length} of {size} bytes")
+        return bytes(self._bytes.read_at(length, size - length))
+
+    def _footer_digest(self) -> str:
+        return hashlib.sha256(self._footer()).hexdigest()
+
+    def _corrupt(self, found: str) -> CorruptShardError:
+        return CorruptShardError(f"{self.name}: {found}; {_REPAIR}")
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def keys_of_samples(shard: Shard) -> Iterator[pa.Array]:
+    """Keys of the rows that begin a sample: a new key, or parts that start over."""
+    for group in range(shard.metadata.num_row_groups):
+        table = shard.read(group, ["key", "part"])
+        keys, parts = table["key"].combine_chunks(), table["part"].to_numpy()
+        begins = np.ones(len(table), bool)
+        same_key = pc.equal(keys[1:], keys[:-1]).to_numpy(zero_copy_only=False)
+        begins[1:] = ~same_key | (parts[1:] <= parts[:-1])
+        yield keys.filter(pa.array(begins))

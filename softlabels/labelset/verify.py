@@ -1,0 +1,233 @@
+"""verify: every checksum, count and invariant of a label set, and dropping what fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+
+from softlabels.errors import (
+    CorruptShardError,
+    LabelSetError,
+    SoftLabelsError,
+    UnsupportedFormatError,
+    quoted,
+)
+from softlabels.inputs.digests import prepared_digest
+from softlabels.inputs.sources import check_unique
+from softlabels.labelset import layout, manifest, receipts
+from softlabels.labelset import plan as plans
+from softlabels.labelset.manifest import Receipt
+from softlabels.labelset.plan import Plan
+from softlabels.labelset.publish import replace, workspace
+from softlabels.labelset.records import Records, from_table
+from softlabels.labelset.shard import Shard, file_sha256, keys_of_samples
+
+# Kept mass and tail are each a sum of float32 exponentials, correct to about 1e-6.
+_MASS_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong with one file of a set.
+
+    Attributes:
+        file: relative to the set.
+        problem: in words.
+    """
+
+    file: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `verify` looked at and found.
+
+    Attributes:
+        finished: whether there is a manifest.
+        shards, records, positions: checked.
+        findings: empty when all is well.
+    """
+
+    finished: bool
+    shards: int
+    records: int
+    positions: int
+    findings: tuple[Finding, ...]
+
+
+def verify(root: Path) -> Report:
+    """Read a whole set and check it.
+
+    Raises:
+        LabelSetError: this is not a label set at all.
+    """
+    if not layout.is_label_set(root):
+        raise LabelSetError(f"{root} is not a label set: no {layout.PLAN} in it")
+    finished = (root / layout.MANIFEST).is_file()
+    findings: list[Finding] = []
+    found: list[Receipt] = []
+    positions = 0
+    try:
+        plan_bytes = (root / layout.PLAN).read_bytes()
+        plan = plans.parse(plan_bytes, where=layout.PLAN)
+    except UnsupportedFormatError as error:
+        return Report(finished, 0, 0, 0, (Finding(layout.PLAN, str(error)),))
+    try:
+        known = receipts.finished(root, plans.digest(plan_bytes)) if finished else None
+        found = receipts.unfinished(root) if known is None else known
+    except SoftLabelsError as error:
+        findings.append(Finding(_file_of(error, root), str(error)))
+    if finished:
+        findings += _other_files(root)
+        findings += _strays(root, found)
+    for receipt in found:
+        problems = list(_shard_problems(root, receipt, plan, plans.digest(plan_bytes)))
+        findings += [Finding(receipt.path, problem) for problem in problems]
+        positions += 0 if problems else receipt.positions
+    if not findings and plan.data.key is not None:
+        findings += _duplicates(root, found)
+    return Report(finished, len(found), sum(r.rows for r in found), positions, tuple(findings))
+
+
+def repair(root: Path, report: Report) -> list[str]:
+    """Drop the files that `verify` found wrong, so that precompute makes them again.
+
+    Returns:
+        the files that were dropped; plan.json is never one of them.
+    """
+    bad = {finding.file for finding in report.findings} - {layout.PLAN}
+    if not bad:
+        return []
+    with workspace(root) as scratch:
+        if report.finished and not bad & {layout.MANIFEST, layout.SHARDS}:
+            plan_digest = plans.digest((root / layout.PLAN).read_bytes())
+            for receipt in receipts.finished(root, plan_digest):
+                if receipt.path not in bad:
+                    data = receipt.model_dump_json().encode()
+                    replace(root / layout.receipt_path(receipt.unit), data, scratch=scratch)
+        # The manifest goes first: from here on the set is visibly unfinished.
+        (root / layout.MANIFEST).unlink(missing_ok=True)
+        for name in sorted(bad):
+            (root / name).unlink(missing_ok=True)
+            if name.startswith(f"{layout.DATA}/") and name.endswith(".parquet"):
+                unit = Path(name).stem.rsplit("-", 1)[-1]
+                (root / layout.RECEIPTS / f"{unit}.json").unlink(missing_ok=True)
+    return sorted(bad)
+
+
+def _shard_problems(root: Path, receipt: Receipt, plan: Plan, plan_digest: str) -> Iterator[str]:
+    path = root / receipt.path
+    try:
+        shard = Shard(path, receipt=receipt, name=receipt.path)
+        if file_sha256(path) != receipt.sha256:
+            yield "its sha256 is not the one that was published"
+        if shard.footer("plan") != plan_digest:
+            yield f"it was made under another plan than {layout.PLAN}"
+        if shard.summary().unit != receipt.unit or receipt.path != layout.shard_path(
+            plan.split, receipt.unit
+        ):
+            yield f"it holds work unit {shard.summary().unit}, not {receipt.unit}"
+        yield from _content_problems(shard, receipt, plan)
+    except CorruptShardError as error:
+        yield str(error).removeprefix(f"{receipt.path}: ")
+
+
+def _content_problems(shard: Shard, receipt: Receipt, plan: Plan) -> Iterator[str]:
+    codec = plan.make_codec()
+    rows = positions = entries = 0
+    ends = []
+    for group in range(shard.metadata.num_row_groups):
+        records = from_table(shard.read(group), codec)
+        rows += len(records)
+        positions += len(records.labels)
+        entries += records.labels.ids.numel()
+        identity = records.identity
+        for row in [0, len(records) - 1] if len(records) else []:
+            ends.append([identity.column(name)[row].as_py() for name in ("key", "part", "view")])
+        yield from (f"row group {group}: {problem}" for problem in _wrong(records, plan))
+    if (rows, positions, entries) != (receipt.rows, receipt.positions, receipt.entries):
+        counted = f"{rows} rows, {positions} positions and {entries} entries"
+        yield f"it holds {counted}, not what was published"
+    footer = [json.loads(shard.footer(name)) for name in ("first", "last")]
+    if footer != ([ends[0], ends[-1]] if ends else [None, None]):
+        yield "its first and last key are not those that its footer names"
+
+
+def _wrong(records: Records, plan: Plan) -> Iterator[str]:
+    """Invariants of labels that no checksum covers."""
+    labels = records.labels
+    if len(labels) == 0:
+        return
+    ids, log_probs = labels.ids, labels.log_probs
+    if int(ids.min()) < 0 or int(ids.max()) >= plan.teacher.classes:
+        yield f"class id {int(ids.max())} is not below {plan.teacher.classes}"
+    if bool(torch.isnan(log_probs).any()) or bool((log_probs > 1e-5).any()):
+        yield "log-probs above 0, or NaN"
+    ahead, behind = log_probs[:, :-1], log_probs[:, 1:]
+    if bool(((ahead < behind) | ((ahead == behind) & (ids[:, :-1] >= ids[:, 1:]))).any()):
+        yield "entries are not in descending log-prob, then ascending id"
+    for place, temperature in enumerate(labels.temperatures):
+        if temperature == 1.0 and labels.log_tails is not None:
+            mass = log_probs.double().exp().sum(-1) + labels.log_tails[:, place].double().exp()
+            worst = float((mass - 1).abs().max())
+            if not worst <= _MASS_TOLERANCE:
+                yield f"kept and tail mass sum to 1 ± {worst:.1e}"
+    if records.token_ids is not None:
+        offsets = records.token_offsets
+        stored = records.identity["prepared_digest"].to_pylist()
+        for row, digest in enumerate(stored):
+            if prepared_digest(records.token_ids[offsets[row] : offsets[row + 1]]) != digest:
+                key = records.identity["key"][row].as_py()
+                yield f"the token ids of key {quoted(key)} do not have their digest"
+
+
+def _other_files(root: Path) -> list[Finding]:
+    try:
+        found = manifest.parse((root / layout.MANIFEST).read_bytes(), where=layout.MANIFEST)
+    except LabelSetError as error:
+        return [Finding(layout.MANIFEST, str(error))]
+    findings = []
+    for name, expected in found.files.items():
+        path = root / name
+        if not path.is_file():
+            findings.append(Finding(name, "the file is missing"))
+        elif file_sha256(path) != expected:
+            findings.append(Finding(name, "its sha256 is not the one in the manifest"))
+    table = root / layout.SHARDS
+    if table.is_file() and not any(f.file == layout.SHARDS for f in findings):
+        shards = manifest.parse_shard_table(table.read_bytes(), where=layout.SHARDS)
+        if manifest.total(shards) != found.totals:
+            findings.append(Finding(layout.MANIFEST, "its totals are not the sums of the shards"))
+    return findings
+
+
+def _strays(root: Path, found: list[Receipt]) -> list[Finding]:
+    """Files among the shards that no receipt names; `datasets` would read them too."""
+    known = {receipt.path for receipt in found}
+    here = {f"{layout.DATA}/{path.name}" for path in (root / layout.DATA).glob("*")}
+    return [Finding(name, "no receipt names this file") for name in sorted(here - known)]
+
+
+def _duplicates(root: Path, found: list[Receipt]) -> list[Finding]:
+    def keys() -> Iterator[pa.Array]:
+        for one in found:
+            yield from keys_of_samples(Shard(root / one.path, receipt=one, name=one.path))
+
+    try:
+        check_unique(keys, sum(receipt.source_rows for receipt in found), where="the set")
+    except SoftLabelsError as error:
+        return [Finding(layout.DATA, str(error))]
+    return []
+
+
+def _file_of(error: SoftLabelsError, root: Path) -> str:
+    names = (layout.SHARDS, layout.MANIFEST, layout.PLAN)
+    return next(
+        (name for name in names if str(error).startswith(str(root / name))), layout.MANIFEST
+    )

@@ -1,0 +1,294 @@
+"""A label set while it is being made: begun or resumed, filled unit by unit, finished once."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from softlabels.errors import InputError, LabelSetError, PlanMismatchError, quoted
+from softlabels.inputs.sources import check_unique
+from softlabels.labelset import layout, manifest, receipts
+from softlabels.labelset import plan as plans
+from softlabels.labelset.card import card
+from softlabels.labelset.manifest import Manifest, Receipt
+from softlabels.labelset.plan import Plan
+from softlabels.labelset.publish import publish, replace, workspace
+from softlabels.labelset.records import Records, schema
+from softlabels.labelset.shard import Shard, UnitSummary, file_sha256, keys_of_samples, write
+
+# What a run needs at the least: one row group of a wide selection.
+_PROBE_BYTES = 16 << 20
+
+
+class LabelSetWriter:
+    """Writes shards into a directory; made by `begin`."""
+
+    def __init__(self, root: Path, plan: Plan, scratch: Path) -> None:
+        self.root, self.plan, self.scratch = root, plan, scratch
+        self.plan_digest = plans.digest((root / layout.PLAN).read_bytes())
+        self.split = plan.split
+        self.codec = plan.make_codec()
+        token_type = pa.uint16() if plan.teacher.classes <= 1 << 16 else pa.uint32()
+        self.schema = schema(plan.data.key_type, self.codec, token_type=token_type)
+        self._finished: dict[int, Receipt] = {}
+        if self.is_finished:
+            found = receipts.finished(root, self.plan_digest)
+            self._finished = {receipt.unit: receipt for receipt in found}
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the manifest is written."""
+        return (self.root / layout.MANIFEST).is_file()
+
+    def receipt(self, unit: int) -> Receipt | None:
+        """The receipt of a unit that is done; rebuilt from its shard if it was lost.
+
+        Raises:
+            CorruptShardError: the shard is not what the receipt says, or belongs elsewhere.
+            PlanMismatchError: the shard was made under another plan.
+        """
+        name = layout.shard_path(self.split, unit)
+        shard_file, receipt_file = self.root / name, self.root / layout.receipt_path(unit)
+        if not shard_file.exists():
+            receipt_file.unlink(missing_ok=True)
+            return None
+        found = self._finished.get(unit)
+        if found is None and receipt_file.exists():
+            found = manifest.parse_receipt(receipt_file.read_bytes(), where=receipt_file.name)
+        if found is not None:
+            Shard(shard_file, receipt=found, name=name)
+            return found
+        shard = Shard(shard_file, receipt=None, name=name)
+        self._check_belongs(shard, unit)
+        made = shard.make_receipt(shard_file, self.codec)
+        self._keep(made)
+        return made
+
+    def publish(self, records: Records, summary: UnitSummary) -> Receipt:
+        """Write, check and publish one unit's shard; if another worker was first, its shard stays.
+
+        Raises:
+            InputError: the disk is full or not writable; nothing half-written remains.
+        """
+        name = layout.shard_path(self.split, summary.unit)
+        temporary, final = self.scratch / Path(name).name, self.root / name
+        with _disk_errors(self.root):
+            self._unfinish()
+            write(
+                temporary,
+                records,
+                summary,
+                schema=self.schema,
+                codec=self.codec,
+                plan_digest=self.plan_digest,
+            )
+            made = Shard(temporary, receipt=None, name=name).make_receipt(temporary, self.codec)
+            if made.rows != len(records) or made.positions != len(records.labels):
+                raise LabelSetError(f"{name}: {made.rows} rows were read back of {len(records)}")
+            if not publish(temporary, final):
+                found = self.receipt(summary.unit)
+                assert found is not None
+                return found
+            self._keep(made)
+        return made
+
+    def finish(self, units: int) -> Manifest:
+        """Check keys, write the tables and the card, and the manifest last.
+
+        Args:
+            units: how many there are; every one is published.
+
+        Raises:
+            DuplicateKeyError: a stream brought a key twice; the set stays unfinished.
+        """
+        found = [self.receipt(unit) for unit in range(units)]
+        shards = [receipt for receipt in found if receipt is not None]
+        assert len(shards) == units, "finish is called when every unit is published"
+        if self.plan.data.key is not None:
+            self._check_unique(shards)
+        totals = manifest.total(shards)
+        with _disk_errors(self.root):
+            files = {
+                layout.SHARDS: manifest.shard_table(shards),
+                layout.CARD: card(self.plan, totals, split=self.split).encode(),
+            }
+            if totals.rejects:
+                files[layout.REJECTS] = self._rejects(shards)
+            for name, data in files.items():
+                replace(self.root / name, data, scratch=self.scratch)
+            digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+            for path in sorted((self.root / layout.TOKENIZER).glob("*")):
+                digests[f"{layout.TOKENIZER}/{path.name}"] = file_sha256(path)
+            made = Manifest(
+                format=self.plan.format, plan_sha256=self.plan_digest, totals=totals, files=digests
+            )
+            replace(self.root / layout.MANIFEST, made.to_bytes(), scratch=self.scratch)
+        self._drop_receipts()
+        return made
+
+    def check_no_more_than(self, units: int) -> None:
+        """Refuse when the directory holds shards that the data no longer reaches.
+
+        Raises:
+            PlanMismatchError: the data became shorter.
+        """
+        for path in sorted((self.root / layout.DATA).glob(f"{self.split}-*.parquet")):
+            if int(path.stem.rsplit("-", 1)[1]) >= units:
+                raise PlanMismatchError(
+                    f"{self.root}: the data ends after work unit {units - 1}, but {path.name} is "
+                    "there from an earlier run: the data became shorter. Use the data of the "
+                    "first run, or choose another folder"
+                )
+
+    def _check_belongs(self, shard: Shard, unit: int) -> None:
+        if shard.footer("plan") != self.plan_digest:
+            raise PlanMismatchError(
+                f"{shard.name}: it was made under another plan than {layout.PLAN}; it does not "
+                "belong to this set: move it away"
+            )
+        if shard.summary().unit != unit:
+            raise LabelSetError(
+                f"{shard.name}: it holds work unit {shard.summary().unit}; files were renamed: "
+                "run `softlabels verify DIR --repair`"
+            )
+
+    def _keep(self, receipt: Receipt) -> None:
+        data = receipt.model_dump_json().encode()
+        replace(self.root / layout.receipt_path(receipt.unit), data, scratch=self.scratch)
+
+    def _unfinish(self) -> None:
+        """A finished set that lost a shard becomes an unfinished one again."""
+        if self.is_finished:
+            for receipt in self._finished.values():
+                self._keep(receipt)
+            (self.root / layout.MANIFEST).unlink()
+
+    def _drop_receipts(self) -> None:
+        folder = self.root / layout.RECEIPTS
+        for path in folder.glob("*.json"):
+            path.unlink()
+        if folder.exists():
+            folder.rmdir()
+
+    def _check_unique(self, shards: list[Receipt]) -> None:
+        def keys() -> Iterator[pa.Array]:
+            for receipt in shards:
+                shard = Shard(self.root / receipt.path, receipt=receipt, name=receipt.path)
+                yield from keys_of_samples(shard)
+
+        rows = sum(receipt.source_rows for receipt in shards)
+        check_unique(keys, rows, where=f"the stream's column {quoted(self.plan.data.key)}")
+
+    def _rejects(self, shards: list[Receipt]) -> bytes:
+        rows: list[dict[str, Any]] = []
+        for receipt in shards:
+            if receipt.rejects:
+                shard = Shard(self.root / receipt.path, receipt=receipt, name=receipt.path)
+                rows.extend({"unit": receipt.unit, **r} for r in shard.summary().rejects)
+        key = self.schema.field("key").type
+        columns = pa.schema(
+            [("unit", pa.int64()), ("key", key), ("part", pa.int32()), ("reason", pa.string())]
+        )
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(rows, columns), sink, write_page_checksum=True)
+        return bytes(sink.getvalue())
+
+
+@contextmanager
+def begin(
+    root: Path, plan: Plan, *, save_tokenizer: Callable[[Path], object] | None
+) -> Iterator[LabelSetWriter]:
+    """Begin a label set in an empty directory, or go on with one of the same plan.
+
+    Args:
+        root: made if it does not exist.
+        plan: what this run would do.
+        save_tokenizer: writes the teacher's tokenizer into a folder.
+
+    Raises:
+        InputError: the directory holds something else, or cannot be written to.
+        PlanMismatchError: it was begun with another plan.
+    """
+    check_directory(root)
+    with ExitStack() as stack:
+        with _disk_errors(root):
+            root.mkdir(parents=True, exist_ok=True)
+            scratch = stack.enter_context(workspace(root))
+            _probe(scratch)
+            if layout.is_label_set(root):
+                data = (root / layout.PLAN).read_bytes()
+                plans.check_same(plans.parse(data, where=layout.PLAN), plan, where=str(root))
+            else:
+                _first_files(root, plan, scratch, save_tokenizer)
+            (root / layout.DATA).mkdir(exist_ok=True)
+        yield LabelSetWriter(root, plan, scratch)
+
+
+def _first_files(
+    root: Path, plan: Plan, scratch: Path, save_tokenizer: Callable[[Path], object] | None
+) -> None:
+    """The tokenizer, then plan.json: from then on the folder is a label set."""
+    final = root / layout.TOKENIZER
+    if save_tokenizer is not None and not final.exists():
+        (scratch / layout.TOKENIZER).mkdir()
+        save_tokenizer(scratch / layout.TOKENIZER)
+        (scratch / layout.TOKENIZER).rename(final)
+    replace(root / layout.PLAN, plan.to_bytes(), scratch=scratch)
+
+
+def check_directory(root: Path) -> None:
+    """Refuse a path where a label set cannot be, before anything costly runs.
+
+    Raises:
+        InputError: a file, or a directory that holds something else.
+    """
+    if root.is_dir() and not layout.is_label_set(root):
+        # A run killed before its plan was written leaves only these.
+        ours = {".tmp", layout.TOKENIZER}
+        others = sorted(path.name for path in root.iterdir() if path.name not in ours)
+        if others:
+            raise InputError(
+                f"{root} holds something else ({', '.join(map(quoted, others[:3]))}) and no "
+                f"{layout.PLAN}; choose an empty or new folder for the label set"
+            )
+    elif root.exists() and not root.is_dir():
+        raise InputError(f"{root} is a file; a label set is a folder: choose another path")
+
+
+def _probe(scratch: Path) -> None:
+    """Fail now, not in three hours, where there is no room for even one row group."""
+    probe = scratch / "probe"
+    probe.write_bytes(bytes(_PROBE_BYTES))
+    probe.unlink()
+
+
+_DISK = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "it is not writable",
+    errno.EPERM: "it is not writable",
+    errno.ENOTDIR: "a part of the path is a file",
+    errno.ENOENT: "the folder cannot be made",
+}
+
+
+@contextmanager
+def _disk_errors(root: Path) -> Iterator[None]:
+    """Errors of the file system in words; what was published before stays."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        raise InputError(
+            f"{root}: {_DISK[error.errno]} ({error.strerror}). What is finished stays: make room "
+            "or choose another folder, and run the same command again to go on"
+        ) from error
