@@ -1,0 +1,233 @@
+"""Label one unit: windows of token ids → records with their labels, in the windows' order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from softlabels.errors import LabellingError, SoftLabelsError, quoted
+from softlabels.inputs.digests import DIGEST_TYPE, input_digests, prepared_digest, unit_digest
+from softlabels.inputs.prepare import Windows, prepare
+from softlabels.labels import SoftLabels
+from softlabels.labelset.plan import Plan
+from softlabels.labelset.records import Records, join
+from softlabels.labelset.shard import UnitSummary
+from softlabels.precompute.batches import bucketed, padded
+from softlabels.selection import TopK
+from softlabels.teachers import Teacher
+
+OnError = Literal["raise", "skip"]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A work unit's source rows.
+
+    Attributes:
+        number: which unit.
+        table: its rows.
+        keys: of each row, string or int64.
+    """
+
+    number: int
+    table: pa.Table
+    keys: pa.Array
+
+    def digests(self, columns: Sequence[str]) -> tuple[list[bytes], str]:
+        """The input digest of each row, and one for the whole unit."""
+        each = input_digests(self.table, columns)
+        return each, unit_digest(self.keys.to_pylist(), each)
+
+
+@dataclass(frozen=True)
+class Labeller:
+    """Everything that labelling a unit depends on, beside the unit.
+
+    Attributes:
+        teacher, selection, plan: as planned.
+        on_error: "raise" stops at a sample that cannot be labelled, "skip" notes it as a reject.
+        advance: told of every batch: its tokens, and the unit's tokens in all.
+    """
+
+    teacher: Teacher
+    selection: TopK
+    plan: Plan
+    on_error: OnError
+    advance: Callable[[int, int], None]
+
+    def __call__(self, unit: Unit) -> tuple[Records, UnitSummary]:
+        """Label a unit.
+
+        Raises:
+            LabellingError: a sample cannot be labelled and `on_error` is "raise".
+        """
+        plan = self.plan
+        digests, whole = unit.digests(plan.data.columns)
+        windows = prepare(
+            unit.table.column(plan.data.columns[0]),
+            plan.preparation,
+            tokenizer=None if plan.preparation.kind == "input_ids" else self.teacher.tokenizer,
+            classes=plan.teacher.classes,
+        )
+        rejects = [_reject(unit, row, 0, reason) for row, reason in windows.rejects]
+        rejects += [self._failure(unit, row, 0, reason) for row, reason in windows.failures]
+        labels, failures = self._label(windows, unit)
+        for record, reason in sorted(failures.items()):
+            row, part = int(windows.rows[record]), int(windows.parts[record])
+            rejects.append(self._failure(unit, row, part, reason))
+        records = _records(windows, labels, unit, digests, plan)
+        summary = UnitSummary(
+            unit=unit.number,
+            source_rows=len(unit.table),
+            input_digest=whole,
+            rejects=tuple(rejects),
+            truncated=windows.truncated,
+        )
+        return drop(records, failures.keys()), summary
+
+    def _label(self, windows: Windows, unit: Unit) -> tuple[SoftLabels, dict[int, str]]:
+        """Labels of every wanted position, and why some records have none."""
+        total = len(windows.token_ids)
+        out = _empty(int(windows.wanted.sum()), self.selection.k, self.plan.temperatures)
+        failures: dict[int, str] = {}
+        for records in bucketed(windows.lengths, self.plan.batch_tokens):
+            try:
+                self._run(windows, records, out)
+            except _TeacherRaised as error:
+                # One record's fault must not cost the others of its batch: try each alone.
+                failures |= self._run_each(windows, records, out, error)
+            self.advance(int(windows.lengths[records].sum()), total)
+        owners = np.repeat(np.arange(len(windows)), windows.lengths)[windows.wanted]
+        assert out.logsumexp is not None
+        for record in np.unique(owners[~torch.isfinite(out.logsumexp).numpy()]).tolist():
+            failures.setdefault(record, "the teacher's logits are NaN or infinite")
+        return out, failures
+
+    def _run(self, windows: Windows, records: NDArray[np.int64], out: SoftLabels) -> None:
+        """Label one batch into `out`."""
+        input_ids, wanted, padding = padded(windows, records)
+        tokens = windows.tokens_of(records)
+        tokens = tokens[windows.wanted[tokens]]
+        where = torch.from_numpy(np.cumsum(windows.wanted)[tokens] - 1)
+        hard = torch.from_numpy(windows.hard_labels[tokens])
+        done = 0
+        with torch.no_grad():
+            for logits in _answers(self.teacher.logits(input_ids, wanted, padding=padding)):
+                rows = slice(done, done + len(logits))
+                labels = self.selection(
+                    logits,
+                    hard[rows].to(logits.device),
+                    temperatures=self.plan.temperatures,
+                )
+                _put(out, where[rows], labels.to("cpu"))
+                done += len(logits)
+        if done != len(where):
+            raise LabellingError(f"the teacher gave {done} rows of logits for {len(where)}")
+
+    def _run_each(
+        self, windows: Windows, records: NDArray[np.int64], out: SoftLabels, cause: _TeacherRaised
+    ) -> dict[int, str]:
+        failures: dict[int, str] = {}
+        for record in records:
+            try:
+                self._run(windows, np.asarray([record]), out)
+            except _TeacherRaised as error:
+                failures[int(record)] = str(error)
+        if not failures:
+            raise LabellingError(
+                f"{cause}, for a batch whose records it labels one by one"
+            ) from cause
+        return failures
+
+    def _failure(self, unit: Unit, row: int, part: int, reason: str) -> dict[str, Any]:
+        reject = _reject(unit, row, part, reason)
+        if self.on_error == "raise":
+            raise LabellingError(
+                f"the sample with key {quoted(reject['key'])}, part {part}, cannot be labelled: "
+                f"{quoted(reason, limit=300)[1:-1]}. Correct it, or note such samples in the "
+                'rejects table and go on with on_error="skip" (--on-error skip)'
+            )
+        return reject
+
+
+class _TeacherRaised(Exception):
+    """An error of the teacher's own, apart from ours."""
+
+
+def _answers(logits: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+    while True:
+        try:
+            answer = next(logits)
+        except StopIteration:
+            return
+        except (SoftLabelsError, MemoryError, torch.OutOfMemoryError):
+            raise  # not one sample's fault
+        except Exception as error:
+            raise _TeacherRaised(f"the teacher raised {type(error).__name__}: {error}") from error
+        yield answer
+
+
+def drop(records: Records, lost: Iterable[int]) -> Records:
+    """The records without those that are lost."""
+    gone = set(lost)
+    if not gone:
+        return records
+    kept = [records.slice(i, i + 1) for i in range(len(records)) if i not in gone]
+    return join(kept) if kept else records.slice(0, 0)
+
+
+def _reject(unit: Unit, row: int, part: int, reason: str) -> dict[str, Any]:
+    return {"key": unit.keys[row].as_py(), "part": part, "reason": reason[:500]}
+
+
+def _records(
+    windows: Windows, labels: SoftLabels, unit: Unit, digests: list[bytes], plan: Plan
+) -> Records:
+    bounds = zip(windows.offsets[:-1], windows.offsets[1:], strict=True)
+    prepared = [prepared_digest(windows.token_ids[start:stop]) for start, stop in bounds]
+    rows = windows.rows
+    identity = pa.table(
+        {
+            "key": unit.keys.take(pa.array(rows)),
+            "part": pa.array(windows.parts, pa.int32()),
+            "view": pa.array(np.zeros(len(windows), np.int32)),
+            "source_start": pa.array(windows.starts, pa.int32()),
+            "source_length": pa.array(windows.source_lengths, pa.int32()),
+            "input_digest": pa.array([digests[row] for row in rows], DIGEST_TYPE),
+            "prepared_digest": pa.array(prepared, DIGEST_TYPE),
+        }
+    )
+    counted = np.concatenate([[0], np.cumsum(windows.wanted)])
+    return Records(
+        identity=identity,
+        token_offsets=windows.offsets,
+        token_ids=windows.token_ids if plan.store_inputs else None,
+        next_ids=windows.next_ids if plan.store_inputs else None,
+        wanted=windows.wanted,
+        labels=labels,
+        label_offsets=counted[windows.offsets],
+    )
+
+
+def _empty(positions: int, k: int, temperatures: tuple[float, ...]) -> SoftLabels:
+    """Room for a unit's labels; NaN until they are put there."""
+    return SoftLabels(
+        ids=torch.zeros(positions, k, dtype=torch.int64),
+        log_probs=torch.full((positions, k), torch.nan),
+        logsumexp=torch.full((positions,), torch.nan),
+        log_tails=torch.full((positions, len(temperatures)), torch.nan) if temperatures else None,
+        temperatures=temperatures,
+        hard_log_probs=torch.full((positions,), torch.nan),
+    )
+
+
+def _put(out: SoftLabels, where: torch.Tensor, labels: SoftLabels) -> None:
+    for name in ("ids", "log_probs", "logsumexp", "log_tails", "hard_log_probs"):
+        if getattr(out, name) is not None:
+            getattr(out, name)[where] = getattr(labels, name)
