@@ -1,0 +1,1 @@
+"""Loading: records in a reproducible order, joined to inputs, padded into batches."""

@@ -1,0 +1,122 @@
+"""Records to one padded batch of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softlabels.labels import SoftLabels
+from softlabels.labelset.records import Records
+
+NO_LABEL = -100
+
+
+@dataclass(frozen=True)
+class Picked:
+    """One record within a decoded row group."""
+
+    records: Records
+    row: int
+
+    @property
+    def tokens(self) -> slice:
+        """Its tokens in the row group."""
+        offsets = self.records.token_offsets
+        return slice(int(offsets[self.row]), int(offsets[self.row + 1]))
+
+    @property
+    def positions(self) -> slice:
+        """Its labelled positions in the row group."""
+        offsets = self.records.label_offsets
+        return slice(int(offsets[self.row]), int(offsets[self.row + 1]))
+
+    @property
+    def token_ids(self) -> Tensor | None:
+        """Its tokens, int64 (T,); None where the set does not carry its inputs."""
+        stored = self.records.token_ids
+        return None if stored is None else torch.from_numpy(stored[self.tokens])
+
+    def identity(self, name: str) -> Any:
+        """A field of its identity, e.g. its key."""
+        return self.records.identity.column(name)[self.row].as_py()
+
+
+def collate(
+    picked: Sequence[Picked], token_ids: Sequence[Tensor], *, pad_id: int
+) -> dict[str, Any]:
+    """Pad records on the right.
+
+    Args:
+        picked: the records, B of them.
+        token_ids: tokens of each, int64.
+        pad_id: what stands after a record's end in input_ids.
+
+    Returns:
+        `input_ids` and `attention_mask`, int64 (B, T); `soft_labels` of batch shape (B, T);
+        `next_ids` int64 (B,), the token after each record's last or −100; `key`, a list;
+        `part`, int64 (B,).
+    """
+    longest = max(map(len, token_ids))
+    input_ids = torch.full((len(picked), longest), pad_id, dtype=torch.int64)
+    attention = torch.zeros_like(input_ids)
+    for row, tokens in enumerate(token_ids):
+        input_ids[row, : len(tokens)] = tokens
+        attention[row, : len(tokens)] = 1
+    return {
+        "input_ids": input_ids,
+        "attention_mask": attention,
+        "soft_labels": pad_labels(picked, longest),
+        "next_ids": torch.tensor([_next_id(one) for one in picked]),
+        "key": [one.identity("key") for one in picked],
+        "part": torch.tensor([one.identity("part") for one in picked]),
+    }
+
+
+def pad_labels(picked: Sequence[Picked], longest: int) -> SoftLabels:
+    """Labels of batch shape (B, longest), masked where a token has none.
+
+    Masked entries are finite: ids and log-probs 0, log tails −inf, hard-label log-probs NaN.
+    """
+    mask = torch.zeros(len(picked), longest, dtype=torch.bool)
+    for row, one in enumerate(picked):
+        wanted = torch.from_numpy(one.records.wanted[one.tokens])
+        mask[row, : len(wanted)] = wanted
+    first = picked[0].records.labels
+
+    def fill(name: str, value: float) -> Tensor | None:
+        example: Tensor | None = getattr(first, name)
+        if example is None:
+            return None
+        out = example.new_full((*mask.shape, *example.shape[1:]), value)
+        for row, one in enumerate(picked):
+            values = getattr(one.records.labels, name)[one.positions]
+            tokens = one.tokens.stop - one.tokens.start
+            if len(values) == tokens:
+                out[row, :tokens] = values
+            else:
+                out[row, mask[row]] = values
+        return out
+
+    ids, log_probs = fill("ids", 0), fill("log_probs", 0)
+    assert ids is not None
+    assert log_probs is not None
+    return SoftLabels(
+        ids=ids,
+        log_probs=log_probs,
+        logsumexp=fill("logsumexp", 0),
+        log_tails=fill("log_tails", -torch.inf),
+        temperatures=first.temperatures,
+        hard_log_probs=fill("hard_log_probs", torch.nan),
+        mask=mask,
+    )
+
+
+def _next_id(one: Picked) -> int:
+    if one.records.next_ids is None:
+        return NO_LABEL
+    found = int(one.records.next_ids[one.row])
+    return NO_LABEL if found < 0 else found
