@@ -1,0 +1,22 @@
+"""Label once, distil forever: teacher logits in label sets, joined to any student's inputs."""
+
+from softlabels import errors, losses, teachers
+from softlabels.labels import SoftLabels
+from softlabels.labelset.reader import LabelSet
+from softlabels.loading.loader import Loader, loader
+from softlabels.precompute.run import precompute
+from softlabels.selection import TopK
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LabelSet",
+    "Loader",
+    "SoftLabels",
+    "TopK",
+    "errors",
+    "loader",
+    "losses",
+    "precompute",
+    "teachers",
+]

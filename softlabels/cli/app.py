@@ -1,0 +1,164 @@
+"""Commands, how their errors are shown, and what they exit with."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.config import Json, Toml, Yaml
+from rich.console import Console
+from rich.text import Text
+
+from softlabels.cli.arguments import PrecomputeArguments
+from softlabels.errors import CorruptShardError, InputError, SoftLabelsError
+
+OK, FINDING, USAGE = 0, 1, 2
+
+Directory = Annotated[Path, Parameter(help="The label set's folder.")]
+AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON for programs.")]
+
+app = App(
+    name="softlabels",
+    help=(
+        "Label once, distil forever: run a teacher over a dataset, store its top-k logits in "
+        "Parquet that describes itself, and train any number of students without the teacher."
+    ),
+    help_epilogue=(
+        "Every command: --debug shows the traceback of an error. "
+        "Exit status: 0 all is well, 1 something was found, 2 the call was wrong."
+    ),
+    help_format="plaintext",
+    version_flags=["--version"],
+)
+
+
+@app.command
+def precompute(arguments: Annotated[PrecomputeArguments, Parameter(name="*")]) -> int:
+    """Run a teacher over data and write its soft labels; run it again to resume.
+
+    A killed run loses at most one work unit. The same command goes on where it stopped, and
+    refuses, naming what differs, if the teacher, the data or a setting changed.
+
+    --config run.yaml (or .toml, .json) reads any of these fields from a file; flags win over it.
+
+    Example: softlabels precompute --teacher HuggingFaceTB/SmolLM2-135M --data docs.jsonl --key id
+    --k 64 --out labels/docs
+    """
+    from softlabels.cli.label import label
+
+    return label(arguments)
+
+
+@app.command
+def info(directory: Directory, /, *, json: AsJson = False) -> int:
+    """What a label set is: teacher, data, selection, codec, totals, bytes per position."""
+    from softlabels.cli.look import show_info
+
+    return show_info(directory, as_json=json)
+
+
+@app.command
+def show(
+    directory: Directory,
+    key: Annotated[
+        str | None, Parameter(help="A sample's key; the first one's by default.")
+    ] = None,
+    /,
+    *,
+    part: Annotated[int, Parameter(help="Which window of the sample.")] = 0,
+    view: Annotated[int, Parameter(help="Which view of the sample.")] = 0,
+    start: Annotated[int, Parameter(help="First position shown.")] = 0,
+    positions: Annotated[int, Parameter(help="How many positions are shown.")] = 24,
+    top: Annotated[int, Parameter(help="How many classes are shown at each.")] = 5,
+    json: AsJson = False,
+) -> int:
+    """Look at a record: its tokens and what the teacher believed would follow each.
+
+    Green: the teacher's first guess was the next token. Yellow: it was among the kept classes.
+    """
+    from softlabels.cli.look import Window, show_record
+
+    return show_record(
+        directory, key, part, view, window=Window(start, positions, top), as_json=json
+    )
+
+
+@app.command
+def verify(
+    directory: Directory,
+    /,
+    *,
+    repair: Annotated[
+        bool,
+        Parameter(negative="", help="Drop bad files, so that precompute makes them again."),
+    ] = False,
+    json: AsJson = False,
+) -> int:
+    """Check every checksum, count and invariant of a label set; exits 1 if something is wrong."""
+    from softlabels.cli.look import show_verification
+
+    return show_verification(directory, repair=repair, as_json=json)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; returns the exit status."""
+    tokens = [token for token in arguments if token != "--debug"]
+    debug = len(tokens) < len(arguments)
+    errors = Console(stderr=True)
+    try:
+        tokens, config = _take_config(tokens)
+        app.config = config
+        result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        return result if isinstance(result, int) else OK
+    except CycloptsError as error:
+        return _say(errors, str(error), hint="`softlabels --help` shows the commands", code=USAGE)
+    except (SoftLabelsError, MemoryError) as error:
+        if debug:
+            raise
+        code = FINDING if isinstance(error, CorruptShardError) else USAGE
+        return _say(errors, str(error) or "memory ran out", code=code)
+    except BrokenPipeError:
+        # `softlabels show … | head`: the reader has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return OK
+    except KeyboardInterrupt:
+        _say(errors, "interrupted; what is finished stays: the same command goes on", code=USAGE)
+        return 128 + signal.SIGINT
+
+
+def _take_config(tokens: Sequence[str]) -> tuple[list[str], tuple[Callable[..., Any], ...]]:
+    """Split off `--config FILE`: the same fields as the flags, which win over it."""
+    rest = list(tokens)
+    for index, token in enumerate(rest):
+        name, equals, value = token.partition("=")
+        if name == "--config":
+            if not equals and index + 1 == len(rest):
+                raise InputError("--config needs a file: --config run.yaml")
+            path = Path(value if equals else rest[index + 1])
+            del rest[index : index + (1 if equals else 2)]
+            return rest, (_config_reader(path),)
+    return rest, ()
+
+
+def _config_reader(path: Path) -> Callable[..., Any]:
+    readers: dict[str, Callable[..., Any]] = {
+        ".yaml": Yaml,
+        ".yml": Yaml,
+        ".toml": Toml,
+        ".json": Json,
+    }
+    if path.suffix not in readers:
+        raise InputError(f"--config {path}: expected a .yaml, .toml or .json file")
+    if not path.is_file():
+        raise InputError(f"--config {path}: there is no such file")
+    return cast("Callable[..., Any]", readers[path.suffix](path, use_commands_as_keys=False))
+
+
+def _say(console: Console, message: str, *, code: int, hint: str | None = None) -> int:
+    text = Text.assemble(("error: ", "bold red"), message)
+    console.print(text if hint is None else text + Text(f"\n{hint}"), soft_wrap=True)
+    return code

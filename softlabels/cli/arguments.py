@@ -1,0 +1,69 @@
+"""The fields of `softlabels precompute`, from flags or a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+
+def _help(text: str) -> Parameter:
+    return Parameter(help=text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecomputeArguments:
+    """What `softlabels precompute` takes; `softlabels.precompute` explains each at length."""
+
+    teacher: Annotated[str, _help("A causal LM: Hub name or folder.")]
+    data: Annotated[str, _help("A path, folder or glob of Parquet, JSONL or text files.")]
+    out: Annotated[Path, _help("The label set's folder: new, empty, or one to resume.")]
+    column: Annotated[str, _help("What is labelled: text, chat messages, or ready token ids.")] = (
+        "text"
+    )
+    key: Annotated[
+        str | None, _help("Column that names samples, unique; row numbers by default.")
+    ] = None
+    k: Annotated[int, _help("Classes kept at every position.")] = 64
+    max_length: Annotated[int, _help("Tokens in a record, at most.")] = 512
+    overlap: Annotated[int, _help("Tokens a window repeats from the one before, as context.")] = 0
+    on_long: Annotated[
+        Literal["window", "truncate", "reject", "raise"],
+        _help("Samples above max-length."),
+    ] = "window"
+    assistant_only: Annotated[
+        bool, _help("Of messages, label only what predicts the assistant's tokens.")
+    ] = False
+    temperatures: Annotated[
+        tuple[float, ...],
+        Parameter(
+            help="Where the mass of the classes not kept is stored.",
+            consume_multiple=True,
+            negative="",
+        ),
+    ] = (1.0, 2.0, 4.0)
+    codec: Annotated[str, _help("How entries are written.")] = "plain"
+    store_inputs: Annotated[bool, _help("Keep the token ids in the set.")] = True
+    limit: Annotated[int | None, _help("Only the first so many rows.")] = None
+    on_error: Annotated[
+        Literal["raise", "skip"],
+        _help("Samples that cannot be labelled: stop, or note them as rejects and go on."),
+    ] = "raise"
+    unit_rows: Annotated[
+        int | None, _help("Rows in a work unit, which makes one shard; 256 for a new set.")
+    ] = None
+    batch_tokens: Annotated[
+        int | None, _help("Padded tokens in a batch, at most; 8,192 for a new set.")
+    ] = None
+    device: Annotated[str | None, _help("Where the teacher runs; CUDA where there is one.")] = None
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"] | None,
+        _help("The teacher's weights; float32 on a CPU, else the checkpoint's."),
+    ] = None
+    revision: Annotated[str | None, _help("The teacher's commit, branch or tag.")] = None
+    quiet: Annotated[bool, Parameter(negative="", help="No progress.")] = False
+    json: Annotated[bool, Parameter(negative="", help="Print the totals as JSON at the end.")] = (
+        False
+    )

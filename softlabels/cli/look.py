@@ -1,0 +1,202 @@
+"""`softlabels info`, `show` and `verify`: reading a set, for people and for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from softlabels.errors import InputError, quoted
+from softlabels.labelset import layout
+from softlabels.labelset.reader import LabelSet
+from softlabels.labelset.verify import repair as drop_bad
+from softlabels.labelset.verify import verify
+
+
+def show_info(directory: Path, *, as_json: bool) -> int:
+    """What a set is."""
+    labels = LabelSet.open(directory, unfinished=True)
+    plan, totals = labels.plan, labels.totals
+    if as_json:
+        found = {
+            "finished": labels.finished,
+            "totals": totals.model_dump(),
+            "bytes_per_position": totals.bytes / max(1, totals.positions),
+            "plan": plan.model_dump(mode="json"),
+        }
+        print(json.dumps(found, indent=2))
+        return 0
+    teacher, preparation = plan.teacher, plan.preparation
+    rows = {
+        "state": "finished" if labels.finished else f"unfinished, {totals.shards} units done",
+        "teacher": _joined(teacher.name, teacher.revision, teacher.dtype, teacher.engine),
+        "weights": teacher.weights or "not known: a callable",
+        "data": _joined(plan.data.name, plan.data.split, f"column {', '.join(plan.data.columns)}"),
+        "key": plan.data.key or "row number",
+        "prepared": _joined(
+            preparation.kind, f"at most {preparation.max_length} tokens", preparation.on_long
+        ),
+        "kept": f"top {plan.selection.k} of {teacher.classes:,} classes",
+        "tail mass at": ", ".join(f"T = {t:g}" for t in plan.temperatures) or "none",
+        "codec": str(plan.codec["name"]),
+        "token ids": "stored" if plan.store_inputs else "not stored",
+        "samples": f"{totals.source_rows:,}, {totals.rejects:,} rejected, "
+        f"{totals.truncated:,} truncated",
+        "records": f"{totals.records:,} in {totals.shards:,} shards",
+        "positions": f"{totals.positions:,}, {totals.entries:,} entries",
+        "bytes": f"{totals.bytes:,}, {totals.bytes / max(1, totals.positions):.1f} a position",
+        "format": f"{plan.format}, written by {plan.writer}",
+    }
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in rows.items():
+        table.add_row(Text(name, "bold"), Text(_safe(value)))
+    Console().print(table)
+    return 0
+
+
+@dataclass(frozen=True)
+class Window:
+    """Which part of a record is shown: positions from `start`, `top` classes at each."""
+
+    start: int
+    positions: int
+    top: int
+
+
+def show_record(
+    directory: Path, key: str | None, part: int, view: int, *, window: Window, as_json: bool
+) -> int:
+    """Tokens of one record, and what the teacher believed would follow each."""
+    labels = LabelSet.open(directory, unfinished=True)
+    if not len(labels):
+        raise InputError(f"{directory} holds no records yet")
+    number = 0 if key is None else labels.index(_key(labels, key), part=part, view=view)
+    records, row = labels.record(number)
+    found = records.record_labels(row)
+    bounds = slice(*(int(offset) for offset in records.token_offsets[row : row + 2]))
+    tokens = None if records.token_ids is None else records.token_ids[bounds].tolist()
+    identity = {
+        name: records.identity[name][row].as_py()
+        for name in ("key", "part", "view", "source_start", "source_length")
+    }
+    following = None
+    if tokens is not None and records.next_ids is not None:
+        following = [*tokens[1:], int(records.next_ids[row])]
+    stop = min(len(found), window.start + window.positions)
+    assert found.mask is not None
+    lines = [
+        {
+            "position": t,
+            "token": None if tokens is None else tokens[t],
+            "next": None if following is None or following[t] < 0 else following[t],
+            "next_log_prob": _number(found.hard_log_probs, t),
+            "ids": found.ids[t, : window.top].tolist(),
+            "log_probs": found.log_probs[t, : window.top].tolist(),
+            "log_tail": None if found.log_tails is None else float(found.log_tails[t, 0]),
+        }
+        for t in range(window.start, stop)
+        if bool(found.mask[t])
+    ]
+    decode = _decoder(labels)
+    if as_json:
+        print(json.dumps({**identity, "length": len(found), "positions": lines}))
+        return 0
+    title = f"key {_safe(str(identity['key']))}, part {identity['part']}: {len(found)} positions"
+    Console().print(_record_table(lines, decode, title=title, rest=len(found) - stop))
+    return 0
+
+
+def _record_table(
+    lines: list[dict[str, Any]], decode: Callable[[int], str], *, title: str, rest: int
+) -> Table:
+    table = Table(title=Text(title), caption=f"{rest} more positions" if rest > 0 else None)
+    for name in ("t", "token", "next", "p(next)", "the teacher's first guesses", "tail"):
+        right = name in ("t", "p(next)", "tail")
+        table.add_column(name, justify="right" if right else "left", no_wrap=right)
+    for line in lines:
+        guesses = Text()
+        for place, (index, log_prob) in enumerate(zip(line["ids"], line["log_probs"], strict=True)):
+            style = "bold green" if index == line["next"] else ""
+            guesses.append("  " if place else "")
+            guesses.append(decode(index), style)
+            guesses.append(f" {math.exp(log_prob):.2f}", "dim")
+        ids, following = line["ids"], line["next"]
+        style = "green" if ids[:1] == [following] else "yellow" if following in ids else ""
+        table.add_row(
+            str(line["position"]),
+            Text("" if line["token"] is None else decode(line["token"])),
+            Text("" if following is None else decode(following), style),
+            "" if line["next_log_prob"] is None else f"{math.exp(line['next_log_prob']):.3f}",
+            guesses,
+            "" if line["log_tail"] is None else f"{math.exp(line['log_tail']):.3f}",
+        )
+    return table
+
+
+def show_verification(directory: Path, *, repair: bool, as_json: bool) -> int:
+    """Check a set; drop what is bad if asked."""
+    report = verify(directory)
+    dropped = drop_bad(directory, report) if repair else []
+    if as_json:
+        print(json.dumps({**asdict(report), "dropped": dropped}))
+        return 1 if report.findings else 0
+    console = Console(soft_wrap=True, highlight=False)
+    for finding in report.findings:
+        console.print(Text.assemble((f"{finding.file}: ", "bold red"), _safe(finding.problem)))
+    if report.findings:
+        console.print(Text(f"{len(report.findings)} findings in {directory}"))
+        if dropped:
+            console.print(Text(f"dropped {', '.join(dropped)}: run the same precompute again"))
+        return 1
+    state = "finished" if report.finished else "unfinished"
+    console.print(
+        Text(
+            f"{directory}: all is well ({state}; {report.shards:,} shards, {report.records:,} "
+            f"records, {report.positions:,} positions checked)"
+        )
+    )
+    return 0
+
+
+def _key(labels: LabelSet, key: str) -> str | int:
+    if labels.plan.data.key_type == "string":
+        return key
+    try:
+        return int(key)
+    except ValueError:
+        raise InputError(f"keys of this set are whole numbers, {quoted(key)} is none") from None
+
+
+def _decoder(labels: LabelSet) -> Callable[[int], str]:
+    """Ids to token text, where the set carries a tokenizer and one can be loaded; else numbers."""
+    path = labels.root / layout.TOKENIZER / "tokenizer.json"
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        return str
+    if not path.is_file():
+        return str
+    tokenizer = Tokenizer.from_file(str(path))
+    return lambda index: _safe(tokenizer.decode([index], skip_special_tokens=False)) or str(index)
+
+
+def _safe(text: str) -> str:
+    """Text of a set for a terminal: control characters escaped, quotes left out."""
+    return quoted(text, limit=10_000)[1:-1].replace('\\"', '"')
+
+
+def _joined(*values: str | None) -> str:
+    return ", ".join(value for value in values if value)
+
+
+def _number(values: Any, position: int) -> float | None:
+    if values is None or math.isnan(float(values[position])):
+        return None
+    return float(values[position])
