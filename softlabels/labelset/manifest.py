@@ -29,6 +29,7 @@ class Receipt(BaseModel):
         source_rows: source rows of the unit, rejected ones included.
         bytes: size of the file; `sha256` is of the whole file, `footer_sha256` of its last
             footer_bytes bytes.
+        group_rows: records in each row group.
         chunk_digests: xxh3-64, hex, of each column chunk's bytes, row group by row group.
         input_digest: of the unit's keys and source columns.
         rejects, truncated: samples not labelled, and samples that lost their end.
@@ -46,6 +47,7 @@ class Receipt(BaseModel):
     sha256: Sha256
     footer_bytes: Count
     footer_sha256: Sha256
+    group_rows: tuple[Count, ...]
     chunk_digests: tuple[tuple[str, ...], ...]
     input_digest: str
     rejects: Count = 0
@@ -126,6 +128,7 @@ _SCHEMA = pa.schema(
         ("sha256", pa.string()),
         ("footer_bytes", pa.int64()),
         ("footer_sha256", pa.string()),
+        ("group_rows", pa.list_(pa.int64())),
         ("chunk_digests", pa.list_(pa.list_(pa.string()))),
         ("input_digest", pa.string()),
         ("rejects", pa.int64()),

@@ -27,6 +27,8 @@ from softlabels.labelset.shard import Shard
 
 # Decoded row groups that stay in memory: 256 MiB serve random reading within a few shards.
 _CACHE_BYTES = 256 << 20
+# Each holds a file descriptor, of which a process has about a thousand.
+_OPEN_SHARDS = 64
 _SIDES: tuple[Literal["left", "right"], ...] = ("left", "right")
 
 
@@ -59,7 +61,7 @@ class LabelSet:
         self.root, self.plan, self.finished = root, plan, finished
         self.receipts = list(shards)
         self.codec = plan.make_codec()
-        self._shards: dict[int, Shard] = {}
+        self._shards: OrderedDict[int, Shard] = OrderedDict()
         self._cache: OrderedDict[tuple[int, int], Records] = OrderedDict()
         self._cached_bytes = 0
 
@@ -103,12 +105,10 @@ class LabelSet:
 
     @cached_property
     def row_groups(self) -> list[RowGroup]:
-        """Every row group in record order; opens each shard's footer once."""
+        """Every row group that holds records, in record order."""
         found, start = [], 0
-        for index in range(len(self.receipts)):
-            metadata = self._shard(index).metadata
-            for group in range(metadata.num_row_groups):
-                rows = metadata.row_group(group).num_rows
+        for index, receipt in enumerate(self.receipts):
+            for group, rows in enumerate(receipt.group_rows):
                 if rows:
                     found.append(RowGroup(index, group, start, rows))
                 start += rows
@@ -244,13 +244,15 @@ class LabelSet:
         return np.asarray([group.start for group in self.row_groups], np.int64)
 
     def _shard(self, index: int) -> Shard:
-        if index not in self._shards:
-            receipt = self.receipts[index]
-            shard = Shard(self.root / receipt.path, receipt=receipt, name=receipt.path)
-            if shard.metadata.num_rows != receipt.rows:
-                raise CorruptShardError(f"{receipt.path}: it has another number of rows")
-            self._shards[index] = shard
-        return self._shards[index]
+        if index in self._shards:
+            self._shards.move_to_end(index)
+            return self._shards[index]
+        receipt = self.receipts[index]
+        shard = Shard(self.root / receipt.path, receipt=receipt, name=receipt.path)
+        self._shards[index] = shard
+        if len(self._shards) > _OPEN_SHARDS:
+            self._shards.popitem(last=False)
+        return shard
 
     def _check_sizes(self) -> None:
         """Missing and cut files are found at open, before an hour of training."""

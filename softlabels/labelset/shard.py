@@ -184,7 +184,8 @@ class Shard:
         """The receipt of the file as it lies there, decoded once through."""
         summary = self.summary()
         positions = entries = 0
-        for group in range(self.metadata.num_row_groups):
+        groups = range(self.metadata.num_row_groups)
+        for group in groups:
             labels = from_table(self.read(group), codec).labels
             positions += len(labels)
             entries += labels.ids.numel()
@@ -200,7 +201,8 @@ class Shard:
             sha256=file_sha256(path),
             footer_bytes=len(footer),
             footer_sha256=hashlib.sha256(footer).hexdigest(),
-            chunk_digests=tuple(map(self.chunk_digests, range(self.metadata.num_row_groups))),
+            group_rows=tuple(self.metadata.row_group(g).num_rows for g in groups),
+            chunk_digests=tuple(map(self.chunk_digests, groups)),
             input_digest=summary.input_digest,
             rejects=len(summary.rejects),
             truncated=summary.truncated,
