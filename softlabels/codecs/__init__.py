@@ -67,4 +67,9 @@ def from_json(data: Mapping[str, Any]) -> Codec:
             f"the label set is written with the codec {quoted(name)}, which this version does not "
             f"know (it knows {', '.join(_CODECS)}); upgrade softlabels"
         )
-    return _CODECS[name].from_json(data)
+    try:
+        return _CODECS[name].from_json(data)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnsupportedFormatError(
+            f"the label set's settings of the codec {name} cannot be read: {quoted(repr(error))}"
+        ) from None

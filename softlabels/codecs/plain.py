@@ -11,11 +11,12 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from softlabels.errors import CorruptShardError
+from softlabels.errors import CorruptShardError, InputError
 from softlabels.labels import SoftLabels
 
-# Readers need no more than this to take the flat lists apart.
-_MAX_UINT16 = 1 << 16
+_UINT16_CLASSES = 1 << 16
+# Offsets of an Arrow list are int32.
+_MAX_LIST_VALUES = (1 << 31) - 1
 
 
 @dataclass(frozen=True)
@@ -47,19 +48,21 @@ class Plain:
     @property
     def id_type(self) -> pa.DataType:
         """The narrowest unsigned type that holds every class id."""
-        return pa.uint16() if self.classes <= _MAX_UINT16 else pa.uint32()
+        return pa.uint16() if self.classes <= _UINT16_CLASSES else pa.uint32()
 
     @property
     def split_columns(self) -> list[str]:
         return [f"{field.name}.list.element" for field in self.fields]
 
     def encode(self, labels: SoftLabels, offsets: NDArray[np.int64]) -> dict[str, pa.Array]:
+        ids = labels.ids.numpy()
+        self._check_ids(ids)
         hard = None
         if labels.hard_log_probs is not None:
             values = labels.hard_log_probs.numpy()
             hard = _lists(values, offsets, pa.float32(), unknown=np.isnan(values))
         columns = {
-            "ids": _lists(labels.ids.numpy(), offsets, self.id_type),
+            "ids": _lists(ids, offsets, self.id_type),
             "log_probs": _lists(labels.log_probs.numpy(), offsets, pa.float32()),
             "logsumexp": _optional(labels.logsumexp, offsets),
             "log_tails": _optional(labels.log_tails, offsets),
@@ -92,11 +95,19 @@ class Plain:
             ids=torch.from_numpy(ids.astype(np.int64)).view(count, k),
             log_probs=torch.from_numpy(log_probs).view(count, k),
             logsumexp=scalars["logsumexp"],
-            log_tails=None if tails is None else tails.view(count, -1),
+            log_tails=None if tails is None else tails.view(count, len(self.temperatures)),
             temperatures=() if tails is None else self.temperatures,
             hard_log_probs=scalars["hard_log_probs"],
         )
         return labels, offsets
+
+    def _check_ids(self, ids: NDArray[np.int64]) -> None:
+        low, high = (int(ids.min()), int(ids.max())) if ids.size else (0, 0)
+        if low < 0 or high >= self.classes:
+            raise InputError(
+                f"class id {low if low < 0 else high} is outside the {self.classes} classes of "
+                f"the codec, 0 … {self.classes - 1}"
+            )
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -121,10 +132,13 @@ def _lists(
 ) -> pa.Array:
     """Rows of `values`, shape (N,) or (N, m), as one flat list a record; `unknown` become null."""
     width = 1 if values.ndim == 1 else values.shape[1]
-    dtype = kind.to_pandas_dtype()
-    narrow = values.reshape(-1).astype(dtype)
-    if np.issubdtype(dtype, np.integer) and not np.array_equal(narrow, values.reshape(-1)):
-        raise ValueError(f"class ids up to {values.max()} do not fit {kind}")
+    if offsets[-1] * width > _MAX_LIST_VALUES:
+        raise InputError(
+            f"{offsets[-1]:,} positions of {width:,} values are {offsets[-1] * width:,} in one row "
+            f"group, more than an Arrow list's {_MAX_LIST_VALUES:,}; choose a smaller max_length "
+            "or k"
+        )
+    narrow = values.reshape(-1).astype(kind.to_pandas_dtype())
     flat = pa.array(narrow, kind, mask=unknown)
     return pa.ListArray.from_arrays(pa.array((offsets * width).astype(np.int32)), flat)
 
@@ -133,13 +147,22 @@ def _optional(values: torch.Tensor | None, offsets: NDArray[np.int64]) -> pa.Arr
     return None if values is None else _lists(values.numpy(), offsets, pa.float32())
 
 
-def _flat(table: pa.Table, name: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """A list column's values and offsets, without a copy where the values have no nulls."""
+def _flat(
+    table: pa.Table, name: str, *, unknown: bool = False
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """A list column's values and offsets, without a copy where the values have no nulls.
+
+    Args:
+        unknown: whether values may be null; they become NaN.
+    """
     column = table.column(name).combine_chunks()
     lists = column if isinstance(column, pa.Array) else pa.concat_arrays(column.chunks)
     offsets = lists.offsets.to_numpy().astype(np.int64)
-    # to_numpy turns nulls into NaN; flatten() honours the slice that offsets describe.
-    values = lists.flatten().to_numpy(zero_copy_only=False)
+    # flatten() honours the slice that offsets describe.
+    flat = lists.flatten()
+    if lists.null_count or (flat.null_count and not unknown):
+        raise CorruptShardError(f"{name} holds nulls where the format has none")
+    values = flat.to_numpy(zero_copy_only=False)
     return values if values.flags.writeable else values.copy(), offsets - offsets[0]
 
 
@@ -147,9 +170,9 @@ def _scalars(
     table: pa.Table, name: str, offsets: NDArray[np.int64], width: int
 ) -> torch.Tensor | None:
     """A column of `width` float32 values a position; None where it is null throughout."""
-    if table.column(name).null_count:
+    if table.column(name).null_count == len(table):
         return None
-    values, found = _flat(table, name)
+    values, found = _flat(table, name, unknown=name == "hard_log_probs")
     if not np.array_equal(found, offsets * width):
         raise CorruptShardError(f"the lists of {name} do not fit the positions")
     return torch.from_numpy(values.astype(np.float32, copy=False))

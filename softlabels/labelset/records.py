@@ -190,17 +190,19 @@ def from_table(table: pa.Table, codec: Codec) -> Records:
     """
     labels, label_offsets = codec.decode(table)
     lengths = table.column("length").to_numpy().astype(np.int64)
+    if (lengths < 0).any():
+        raise CorruptShardError("a length is negative")
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     wanted = _wanted(table, offsets)
     if not np.array_equal(_counts(wanted, offsets), np.diff(label_offsets)):
         raise CorruptShardError("label_spans do not cover as many tokens as there are positions")
     token_ids = next_ids = None
-    if not table.column("input_ids").null_count:
-        lists = table.column("input_ids").combine_chunks()
-        token_ids = lists.flatten().to_numpy().astype(np.int64)
-        found = lists.offsets.to_numpy().astype(np.int64)
-        if not np.array_equal(found - found[0], offsets):
-            raise CorruptShardError("the lists of input_ids do not fit the lengths")
+    lists = table.column("input_ids").combine_chunks()
+    if lists.null_count < len(lists):
+        flat, found = lists.flatten(), lists.offsets.to_numpy().astype(np.int64)
+        if lists.null_count or flat.null_count or not np.array_equal(found - found[0], offsets):
+            raise CorruptShardError("the lists of input_ids do not fit the lengths, or hold nulls")
+        token_ids = flat.to_numpy().astype(np.int64)
         next_ids = table.column("next_id").cast(pa.int64()).fill_null(-1).to_numpy()
     return Records(
         identity=table.select(IDENTITY),
@@ -248,8 +250,8 @@ def _wanted(table: pa.Table, offsets: Int64s) -> NDArray[np.bool_]:
     if len(values):
         counts = np.asarray(spans.value_lengths().fill_null(0))
         record = np.repeat(np.arange(len(spans)), counts)
-        start = values.field("start").to_numpy()
-        length = values.field("length").to_numpy()
+        start = values.field("start").to_numpy().astype(np.int64)
+        length = values.field("length").to_numpy().astype(np.int64)
         if (start < 0).any() or (length < 0).any() or (start + length > lengths[record]).any():
             raise CorruptShardError("label_spans reach outside their record")
         np.add.at(change, offsets[record] + start, 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -34,28 +36,68 @@ def kl_divergence(logits: Tensor, labels: SoftLabels, *, temperature: float = 1.
         InputError: shapes differ.
     """
     _check(logits, labels)
-    z = (logits.double() if logits.dtype == torch.float64 else logits.float()) / temperature
-    log_p = labels.log_probs_at(temperature).to(z.dtype)
-    log_p_rest = labels.log_tail(temperature).to(z.dtype)
-    ids, used = labels.ids, log_p != -torch.inf
-    total = torch.logsumexp(z, -1)
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    log_p = labels.log_probs_at(temperature).to(dtype)
+    log_p_rest = labels.log_tail(temperature).to(dtype)
+    loss: Tensor = _RestBucketKL.apply(  # type: ignore[no-untyped-call]
+        logits, labels.ids, log_p, log_p_rest, labels.mask, temperature
+    )
+    return loss
 
-    log_q = torch.gather(z, -1, ids) - total.unsqueeze(-1)
-    p = log_p.exp()
-    kept = torch.where(used, p * (log_p.masked_fill(~used, 0) - log_q), 0)
 
-    # q_r by a logsumexp over the classes not kept: 1 − Σ q_K is noise once the tail is small.
-    # An unused entry excludes nothing, so it points where another entry points already.
-    hidden = torch.where(used, ids, ids[..., :1])
-    rest = z.scatter(-1, hidden, -torch.inf)
-    has_rest = log_p_rest != -torch.inf
-    rest = torch.where(has_rest.unsqueeze(-1), rest, 0)  # all −inf would make NaN gradients
-    log_q_rest = torch.logsumexp(rest, -1) - total
-    p_rest = log_p_rest.exp()
-    tail = torch.where(has_rest, p_rest * (log_p_rest.masked_fill(~has_rest, 0) - log_q_rest), 0)
+class _RestBucketKL(torch.autograd.Function):
+    """Loss and gradient from one exponential over the classes.
 
-    loss = temperature**2 * (kept.sum(-1) + tail)
-    return loss if labels.mask is None else torch.where(labels.mask, loss, 0)
+    The student's rest mass is summed over the classes not kept, never taken as 1 − Σ q_K, which is
+    noise once the tail is small. The exponentials that this needs are, times one number a row,
+    the gradient there.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        ids: Tensor,
+        log_p: Tensor,
+        log_p_rest: Tensor,
+        mask: Tensor | None,
+        temperature: float,
+    ) -> Tensor:
+        used, has_rest = log_p != -torch.inf, log_p_rest != -torch.inf
+        kept = torch.gather(logits, -1, ids).to(log_p.dtype) / temperature
+        # An unused entry excludes no class, so it points where another entry points already.
+        ids = torch.where(used, ids, ids[..., :1])
+        rest = logits.to(log_p.dtype, copy=True).div_(temperature).scatter_(-1, ids, -torch.inf)
+        peak = rest.amax(-1, keepdim=True)
+        peak = peak.masked_fill(peak == -torch.inf, 0)
+        rest_sum = rest.sub_(peak).exp_().sum(-1)
+        log_rest = rest_sum.log() + peak.squeeze(-1)
+        log_kept = torch.logsumexp(kept.masked_fill(~used, -torch.inf), -1)
+        total = torch.logaddexp(log_rest, log_kept)
+
+        log_q, p, p_rest = kept - total.unsqueeze(-1), log_p.exp(), log_p_rest.exp()
+        terms = torch.where(used, p * (log_p - log_q), 0)
+        tail = torch.where(has_rest, p_rest * (log_p_rest - (log_rest - total)), 0)
+        loss = temperature**2 * (terms.sum(-1) + tail)
+
+        if ctx.needs_input_grad[0]:
+            # elsewhere T q_j (1 − p_r / q_r), where q_j / q_r = exp(rest_j) / rest_sum
+            scale = (log_rest - total).exp() - p_rest
+            scale = torch.where(rest_sum > 0, temperature * scale / rest_sum, 0)
+            gradient = rest.mul_(scale.unsqueeze(-1))
+            at_kept = torch.where(used, temperature * (log_q.exp() - p), 0)
+            gradient.scatter_add_(-1, ids, at_kept)
+            if mask is not None:
+                gradient.masked_fill_(~mask.unsqueeze(-1), 0)
+            ctx.save_for_backward(gradient)
+            ctx.dtype = logits.dtype
+        return loss if mask is None else torch.where(mask, loss, 0)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * upstream.unsqueeze(-1)).to(ctx.dtype), None, None, None, None, None
 
 
 def _check(logits: Tensor, labels: SoftLabels) -> None:
