@@ -184,7 +184,13 @@ def _decoder(labels: LabelSet) -> Callable[[int], str]:
     if not path.is_file():
         return str
     tokenizer = Tokenizer.from_file(str(path))
-    return lambda index: _safe(tokenizer.decode([index], skip_special_tokens=False)) or str(index)
+
+    def decode(index: int) -> str:
+        # Most tokens of text begin with a space; without a mark, columns of them cannot be read.
+        text = tokenizer.decode([index], skip_special_tokens=False)
+        return _safe(text).replace(" ", "·") or str(index)
+
+    return decode
 
 
 def _safe(text: str) -> str:

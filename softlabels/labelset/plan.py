@@ -20,15 +20,12 @@ FORMAT = "1.0-draft"
 KNOWN_FEATURES: frozenset[str] = frozenset()
 
 # Names for people: the digests beside them decide what is the same.
-_NOT_COMPARED = (
-    "writer",
-    "teacher.name",
-    "teacher.revision",
-    "teacher.engine_version",
-    "data.name",
-    "data.revision",
-    "data.split",
+_NOT_COMPARED = frozenset(
+    {"writer", "teacher.engine_version", "data.name", "data.revision", "data.split"}
 )
+# A teacher whose weights have no digest (a callable) has nothing but these.
+_NAMES_OF_WEIGHTS = frozenset({"teacher.name", "teacher.revision"})
+_SHOWN_DIFFERENCES = 6
 
 
 class SelectionPlan(BaseModel):
@@ -106,38 +103,48 @@ def parse(data: bytes, *, where: str) -> Plan:
                 f"{where}: format {quoted(version)}; this version reads {FORMAT}: "
                 "upgrade softlabels"
             )
-        unknown = sorted(set(raw.get("requires") or ()) - KNOWN_FEATURES)
+        required = raw.get("requires") or []
+        if not isinstance(required, list):
+            raise UnsupportedFormatError(f"{where}: requires: this is not a list of features")
+        unknown = sorted(set(map(str, required)) - KNOWN_FEATURES)
         if unknown:
             raise UnsupportedFormatError(
                 f"{where}: the set requires {', '.join(map(quoted, unknown))}, which this version "
                 "does not know; reading without it would be wrong: upgrade softlabels"
             )
         return Plan.model_validate(raw)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UnsupportedFormatError(f"{where}: this is not JSON: {error}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        raise UnsupportedFormatError(f"{where}: {field}: {first['msg']}") from None
+        raise UnsupportedFormatError(f"{where}: {first_problem(error)}") from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """The field that is wrong and why; its name comes from the file, so it is escaped."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    return f"{quoted('.'.join(map(str, first['loc'])))[1:-1]}: {first['msg']}"
 
 
 def check_same(found: Plan, wanted: Plan, *, where: str) -> None:
     """Refuse to go on with a set that was begun in another way.
 
     Raises:
-        PlanMismatchError: naming every field that differs, with both values.
+        PlanMismatchError: naming the fields that differ, with both values.
     """
+    same = _NOT_COMPARED if found.teacher.weights is None else _NOT_COMPARED | _NAMES_OF_WEIGHTS
     ours, theirs = _leaves(wanted.model_dump(mode="json")), _leaves(found.model_dump(mode="json"))
     differing = [
         name
         for name in sorted(ours.keys() | theirs.keys())
-        if ours.get(name) != theirs.get(name) and not name.startswith(_NOT_COMPARED)
+        if ours.get(name) != theirs.get(name) and name not in same
     ]
     if differing:
         lines = "; ".join(
             f"{name} was {_shown(theirs.get(name))}, is now {_shown(ours.get(name))}"
-            for name in differing[:6]
+            for name in differing[:_SHOWN_DIFFERENCES]
         )
+        if len(differing) > _SHOWN_DIFFERENCES:
+            lines += f"; and {len(differing) - _SHOWN_DIFFERENCES} more"
         raise PlanMismatchError(
             f"{where} was begun with another recipe: {lines}. Labels of two recipes do not mix: "
             "use the first recipe to finish it, or choose another folder"

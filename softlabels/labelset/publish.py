@@ -8,10 +8,11 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 TEMPORARY = ".tmp"
+_ATTEMPTS = 100
 
 
 def publish(temporary: Path, final: Path) -> bool:
@@ -64,29 +65,49 @@ def workspace(root: Path) -> Iterator[Path]:
     what living ones are writing, and is removed first.
     """
     parent = root / TEMPORARY
-    parent.mkdir(exist_ok=True)
-    for left_over in parent.iterdir():
-        _remove_unlocked(left_over)
-    folder = parent / uuid.uuid4().hex
-    folder.mkdir()
-    descriptor = os.open(folder, os.O_RDONLY)
+    with suppress(FileNotFoundError):  # there is none, or another run's end removes it now
+        for left_over in list(parent.iterdir()):
+            _remove_unlocked(left_over)
+    folder, descriptor = _locked_folder(parent)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(descriptor)
-        if not any(parent.iterdir()):
+        with suppress(OSError):  # another run is still at work in it, or removed it first
             parent.rmdir()
 
 
+def _locked_folder(parent: Path) -> tuple[Path, int]:
+    """A new folder below `parent`, and the descriptor that holds its lock."""
+    for _ in range(_ATTEMPTS):
+        folder = parent / uuid.uuid4().hex
+        # Before the lock holds, another run may take the folder for a left-over, or remove its
+        # still empty parent: then this one is lost, and the next is tried.
+        try:
+            parent.mkdir(exist_ok=True)
+            folder.mkdir()
+            descriptor = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            if folder.exists():
+                return folder, descriptor
+        os.close(descriptor)
+    raise OSError(errno.EBUSY, f"no workspace could be made in {parent}")
+
+
 def _remove_unlocked(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return  # another run removed it first
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(folder, ignore_errors=True)
-    except BlockingIOError:
-        pass  # its process is alive
+    except OSError:
+        pass  # its process is alive, or this file system cannot tell
     finally:
         os.close(descriptor)
 

@@ -152,7 +152,8 @@ def _lines(every_s: float = 30.0) -> Callable[[Progress], None]:
 
     def report(progress: Progress) -> None:
         nonlocal last
-        if time.perf_counter() - last >= every_s or progress.share == 1.0:
+        finished = progress.total_rows is not None and progress.source_rows == progress.total_rows
+        if time.perf_counter() - last >= every_s or finished:
             last = time.perf_counter()
             print(f"labelling: {progress}", file=sys.stderr, flush=True)
 
