@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from softlabels.errors import LabelSetError
+from softlabels.labelset.plan import first_problem
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
@@ -52,6 +60,12 @@ class Receipt(BaseModel):
     input_digest: str
     rejects: Count = 0
     truncated: Count = 0
+
+    @model_validator(mode="after")
+    def _check_groups(self) -> Self:
+        if sum(self.group_rows) != self.rows or len(self.group_rows) != len(self.chunk_digests):
+            raise ValueError("group_rows fit neither rows nor chunk_digests")
+        return self
 
 
 class Totals(BaseModel):
@@ -95,7 +109,7 @@ def parse(data: bytes, *, where: str) -> Manifest:
     try:
         return Manifest.model_validate_json(data)
     except ValidationError as error:
-        raise LabelSetError(f"{where}: {_first(error)}") from None
+        raise LabelSetError(f"{where}: {first_problem(error)}") from None
 
 
 def parse_receipt(data: bytes, *, where: str) -> Receipt:
@@ -103,7 +117,7 @@ def parse_receipt(data: bytes, *, where: str) -> Receipt:
     try:
         return Receipt.model_validate_json(data)
     except ValidationError as error:
-        raise LabelSetError(f"{where}: {_first(error)}") from None
+        raise LabelSetError(f"{where}: {first_problem(error)}") from None
 
 
 def total(receipts: Sequence[Receipt]) -> Totals:
@@ -155,9 +169,4 @@ def parse_shard_table(data: bytes, *, where: str) -> list[Receipt]:
     except (pa.ArrowException, OSError) as error:
         raise LabelSetError(f"{where}: cannot be read: {error}") from None
     except ValidationError as error:
-        raise LabelSetError(f"{where}: {_first(error)}") from None
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise LabelSetError(f"{where}: {first_problem(error)}") from None

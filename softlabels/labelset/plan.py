@@ -122,7 +122,8 @@ def parse(data: bytes, *, where: str) -> Plan:
 def first_problem(error: ValidationError) -> str:
     """The field that is wrong and why; its name comes from the file, so it is escaped."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    return f"{quoted('.'.join(map(str, first['loc'])))[1:-1]}: {first['msg']}"
+    field = quoted(".".join(map(str, first["loc"])))[1:-1]
+    return f"{field}: {first['msg']}" if field else first["msg"]
 
 
 def check_same(found: Plan, wanted: Plan, *, where: str) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from softlabels.errors import CorruptShardError, JoinError, LabelSetError, quoted
+from softlabels.errors import JoinError, LabelSetError, quoted
 from softlabels.inputs import tokenizer as tokenizers
 from softlabels.inputs.digests import key_hashes
 from softlabels.labels import SoftLabels
@@ -22,7 +22,7 @@ from softlabels.labelset import layout, manifest, receipts
 from softlabels.labelset import plan as plans
 from softlabels.labelset.manifest import Receipt, Totals
 from softlabels.labelset.plan import Plan
-from softlabels.labelset.records import IDENTITY, Records, from_table
+from softlabels.labelset.records import IDENTITY, Records
 from softlabels.labelset.shard import Shard
 
 # Decoded row groups that stay in memory: 256 MiB serve random reading within a few shards.
@@ -161,12 +161,7 @@ class LabelSet:
         if place in self._cache:
             self._cache.move_to_end(place)
             return self._cache[place]
-        table = self._shard(group.shard).read(group.group)
-        try:
-            records = from_table(table, self.codec)
-        except CorruptShardError as error:
-            name = self.receipts[group.shard].path
-            raise CorruptShardError(f"{name}, row group {group.group}: {error}") from None
+        records = self._shard(group.shard).records(group.group, self.codec)
         self._cache[place] = records
         self._cached_bytes += _size(records)
         while self._cached_bytes > _CACHE_BYTES and len(self._cache) > 1:

@@ -186,8 +186,9 @@ def from_table(table: pa.Table, codec: Codec) -> Records:
     """Rows of a shard as records.
 
     Raises:
-        CorruptShardError: lengths that contradict each other.
+        CorruptShardError: columns are missing, of other types, or contradict each other.
     """
+    _check_columns(table.schema, codec)
     labels, label_offsets = codec.decode(table)
     lengths = table.column("length").to_numpy().astype(np.int64)
     if (lengths < 0).any():
@@ -213,6 +214,23 @@ def from_table(table: pa.Table, codec: Codec) -> Records:
         labels=labels,
         label_offsets=label_offsets,
     )
+
+
+def _check_columns(found: pa.Schema, codec: Codec) -> None:
+    def type_of(name: str) -> pa.DataType | None:
+        at = found.get_field_index(name)
+        return found.field(at).type if at >= 0 else None
+
+    wanted = schema(
+        "int64" if type_of("key") == pa.int64() else "string",
+        codec,
+        token_type=pa.uint32() if type_of("next_id") == pa.uint32() else pa.uint16(),
+    )
+    for field in wanted:
+        if type_of(field.name) != field.type:
+            raise CorruptShardError(
+                f"column {field.name} is {type_of(field.name)}, in the format it is {field.type}"
+            )
 
 
 def _spans(wanted: NDArray[np.bool_], offsets: Int64s) -> pa.Array:

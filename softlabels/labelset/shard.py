@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from softlabels.codecs import Codec
-from softlabels.errors import CorruptShardError
+from softlabels.errors import CorruptShardError, quoted
 from softlabels.labelset.manifest import Receipt
 from softlabels.labelset.records import Records, from_table, to_table
 
@@ -125,6 +125,8 @@ class Shard:
             if receipt is not None and self._footer_digest() != receipt.footer_sha256:
                 raise self._corrupt("its footer is not the one that was written")
             self._file = pq.ParquetFile(self._bytes, page_checksum_verification=True)
+            if receipt is not None and self._group_rows() != receipt.group_rows:
+                raise self._corrupt("its row groups are not those of the receipt")
         except FileNotFoundError:
             raise CorruptShardError(
                 f"{name}: the file is missing; run `softlabels verify DIR --repair`, then the same "
@@ -147,7 +149,7 @@ class Shard:
         """A value of ours in the footer."""
         try:
             return str(self.metadata.metadata[(_META + name).encode()].decode())
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, UnicodeDecodeError):
             raise CorruptShardError(
                 f"{self.name}: its footer has no {_META}{name}; it is not a shard of a label set"
             ) from None
@@ -165,15 +167,36 @@ class Shard:
         except (pa.ArrowException, OSError) as error:
             raise self._corrupt(f"row group {row_group}: {error}") from error
 
+    def records(self, row_group: int, codec: Codec) -> Records:
+        """A row group, decoded.
+
+        Raises:
+            CorruptShardError: its bytes are not the ones that were written, or are no records.
+        """
+        table = self.read(row_group)
+        try:
+            return from_table(table, codec)
+        except CorruptShardError as error:
+            raise self._corrupt(f"row group {row_group}: {error}") from None
+
     def summary(self) -> UnitSummary:
-        """What the footer says of the unit."""
-        return UnitSummary(
-            unit=int(self.footer("unit")),
-            source_rows=int(self.footer("source_rows")),
-            input_digest=self.footer("input_digest"),
-            rejects=tuple(json.loads(self.footer("rejects"))),
-            truncated=int(self.footer("truncated")),
-        )
+        """What the footer says of the unit.
+
+        Raises:
+            CorruptShardError: it does not say it, or in another form.
+        """
+        try:
+            return UnitSummary(
+                unit=int(self.footer("unit")),
+                source_rows=int(self.footer("source_rows")),
+                input_digest=self.footer("input_digest"),
+                rejects=tuple(json.loads(self.footer("rejects"))),
+                truncated=int(self.footer("truncated")),
+            )
+        except CorruptShardError:
+            raise
+        except (ValueError, TypeError) as error:
+            raise self._corrupt(f"its footer cannot be read ({quoted(error)})") from None
 
     def chunk_digests(self, row_group: int) -> tuple[str, ...]:
         """xxh3-64, hex, of each column chunk's bytes in a row group."""
@@ -186,7 +209,7 @@ class Shard:
         positions = entries = 0
         groups = range(self.metadata.num_row_groups)
         for group in groups:
-            labels = from_table(self.read(group), codec).labels
+            labels = self.records(group, codec).labels
             positions += len(labels)
             entries += labels.ids.numel()
         footer = self._footer()
@@ -201,7 +224,7 @@ class Shard:
             sha256=file_sha256(path),
             footer_bytes=len(footer),
             footer_sha256=hashlib.sha256(footer).hexdigest(),
-            group_rows=tuple(self.metadata.row_group(g).num_rows for g in groups),
+            group_rows=self._group_rows(),
             chunk_digests=tuple(map(self.chunk_digests, groups)),
             input_digest=summary.input_digest,
             rejects=len(summary.rejects),
@@ -227,8 +250,13 @@ class Shard:
 
     def _chunk_digest(self, row_group: int, column: int) -> str:
         chunk = self.metadata.row_group(row_group).column(column)
-        data = self._bytes.read_at(chunk.total_compressed_size, chunk.data_page_offset)
+        start = chunk.dictionary_page_offset or chunk.data_page_offset
+        data = self._bytes.read_at(chunk.total_compressed_size, start)
         return xxhash.xxh3_64_hexdigest(memoryview(data))
+
+    def _group_rows(self) -> tuple[int, ...]:
+        groups = range(self.metadata.num_row_groups)
+        return tuple(self.metadata.row_group(group).num_rows for group in groups)
 
     def _footer(self) -> bytes:
         """Thrift metadata, its length and the closing magic."""
@@ -254,10 +282,16 @@ def file_sha256(path: Path) -> str:
 
 def keys_of_samples(shard: Shard) -> Iterator[pa.Array]:
     """Keys of the rows that begin a sample: a new key, or parts that start over."""
+    before: tuple[Any, int] | None = None
     for group in range(shard.metadata.num_row_groups):
         table = shard.read(group, ["key", "part"])
+        if not len(table):
+            continue
         keys, parts = table["key"].combine_chunks(), table["part"].to_numpy()
         begins = np.ones(len(table), bool)
         same_key = pc.equal(keys[1:], keys[:-1]).to_numpy(zero_copy_only=False)
         begins[1:] = ~same_key | (parts[1:] <= parts[:-1])
+        # A sample of many windows may go on in the next row group.
+        begins[0] = before is None or before[0] != keys[0].as_py() or parts[0] <= before[1]
+        before = keys[-1].as_py(), int(parts[-1])
         yield keys.filter(pa.array(begins))

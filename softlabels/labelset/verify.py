@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,14 +23,18 @@ from softlabels.inputs.digests import prepared_digest
 from softlabels.inputs.sources import check_unique
 from softlabels.labelset import layout, manifest, receipts
 from softlabels.labelset import plan as plans
-from softlabels.labelset.manifest import Receipt
+from softlabels.labelset.manifest import Manifest, Receipt
 from softlabels.labelset.plan import Plan
 from softlabels.labelset.publish import replace, workspace
-from softlabels.labelset.records import Records, from_table
+from softlabels.labelset.records import Records
 from softlabels.labelset.shard import Shard, file_sha256, keys_of_samples
 
 # Kept mass and tail are each a sum of float32 exponentials, correct to about 1e-6.
 _MASS_TOLERANCE = 1e-4
+_CHANGED_PLAN = (
+    "it is not the plan that the shards were made under, and nothing can make it again: restore it "
+    "from a copy of the set"
+)
 
 
 @dataclass(frozen=True)
@@ -70,24 +76,20 @@ def verify(root: Path) -> Report:
     if not layout.is_label_set(root):
         raise LabelSetError(f"{root} is not a label set: no {layout.PLAN} in it")
     finished = (root / layout.MANIFEST).is_file()
-    findings: list[Finding] = []
-    found: list[Receipt] = []
-    positions = 0
+    plan_bytes = (root / layout.PLAN).read_bytes()
+    digest = plans.digest(plan_bytes)
     try:
-        plan_bytes = (root / layout.PLAN).read_bytes()
         plan = plans.parse(plan_bytes, where=layout.PLAN)
+        plan.make_codec()
     except UnsupportedFormatError as error:
         return Report(finished, 0, 0, 0, (Finding(layout.PLAN, str(error)),))
-    try:
-        known = receipts.finished(root, plans.digest(plan_bytes)) if finished else None
-        found = receipts.unfinished(root) if known is None else known
-    except SoftLabelsError as error:
-        findings.append(Finding(_file_of(error, root), str(error)))
-    if finished:
-        findings += _other_files(root)
-        findings += _strays(root, found)
+    found, findings = _finished(root, plan, digest) if finished else _unfinished(root, digest)
+    if any(finding.file == layout.PLAN for finding in findings):
+        # Held to another plan, every shard would look wrong.
+        return Report(finished, 0, 0, 0, tuple(findings))
+    positions = 0
     for receipt in found:
-        problems = list(_shard_problems(root, receipt, plan, plans.digest(plan_bytes)))
+        problems = list(_shard_problems(root, receipt, plan, digest))
         findings += [Finding(receipt.path, problem) for problem in problems]
         positions += 0 if problems else receipt.positions
     if not findings and plan.data.key is not None:
@@ -99,10 +101,12 @@ def repair(root: Path, report: Report) -> list[str]:
     """Drop the files that `verify` found wrong, so that precompute makes them again.
 
     Returns:
-        the files that were dropped; plan.json is never one of them.
+        the files that were dropped; none at all if the plan is wrong, because without it nothing
+        can be made again.
     """
-    bad = {finding.file for finding in report.findings} - {layout.PLAN}
-    if not bad:
+    named = {finding.file for finding in report.findings}
+    bad = {name for name in named if not (root / name).is_dir()}
+    if not bad or layout.PLAN in bad:
         return []
     with workspace(root) as scratch:
         if report.finished and not bad & {layout.MANIFEST, layout.SHARDS}:
@@ -118,7 +122,61 @@ def repair(root: Path, report: Report) -> list[str]:
             if name.startswith(f"{layout.DATA}/") and name.endswith(".parquet"):
                 unit = Path(name).stem.rsplit("-", 1)[-1]
                 (root / layout.RECEIPTS / f"{unit}.json").unlink(missing_ok=True)
+        if any(name.startswith(f"{layout.TOKENIZER}/") for name in bad):
+            # It is saved as a whole.
+            shutil.rmtree(root / layout.TOKENIZER, ignore_errors=True)
     return sorted(bad)
+
+
+def _finished(root: Path, plan: Plan, digest: str) -> tuple[list[Receipt], list[Finding]]:
+    """Receipts of a finished set, and what is wrong with every file that is no shard."""
+    try:
+        found = manifest.parse((root / layout.MANIFEST).read_bytes(), where=layout.MANIFEST)
+    except LabelSetError as error:
+        return [], [Finding(layout.MANIFEST, str(error))]
+    findings = list(_other_files(root, found))
+    if found.format != plan.format:
+        findings.append(Finding(layout.MANIFEST, f"its format is not that of {layout.PLAN}"))
+    if found.plan_sha256 != digest:
+        findings.append(
+            Finding(layout.MANIFEST, f"its plan_sha256 is not the digest of {layout.PLAN}")
+            if _made_under(root, digest)
+            else Finding(layout.PLAN, _CHANGED_PLAN)
+        )
+    if layout.SHARDS not in found.files:
+        findings.append(Finding(layout.MANIFEST, f"it does not name {layout.SHARDS}"))
+        return [], findings
+    if any(finding.file == layout.SHARDS for finding in findings):
+        return [], findings
+    try:
+        shards = manifest.parse_shard_table((root / layout.SHARDS).read_bytes(), where="")
+    except LabelSetError as error:
+        return [], [*findings, Finding(layout.SHARDS, str(error))]
+    if manifest.total(shards) != found.totals:
+        findings.append(Finding(layout.MANIFEST, "its totals are not the sums of the shards"))
+    return shards, [*findings, *_strays(root, shards)]
+
+
+def _unfinished(root: Path, digest: str) -> tuple[list[Receipt], list[Finding]]:
+    found, findings = [], []
+    for path in sorted((root / layout.RECEIPTS).glob("*.json")):
+        name = f"{layout.RECEIPTS}/{path.name}"
+        try:
+            found.append(manifest.parse_receipt(path.read_bytes(), where=name))
+        except LabelSetError as error:
+            findings.append(Finding(name, str(error)))
+    if found and not _made_under(root, digest):
+        findings.append(Finding(layout.PLAN, _CHANGED_PLAN))
+    return found, findings
+
+
+def _made_under(root: Path, digest: str) -> bool:
+    """Whether any shard says that it was made under the plan with this digest."""
+    for path in sorted((root / layout.DATA).glob("*.parquet")):
+        with suppress(CorruptShardError):
+            if Shard(path, receipt=None, name=path.name).footer("plan") == digest:
+                return True
+    return False
 
 
 def _shard_problems(root: Path, receipt: Receipt, plan: Plan, plan_digest: str) -> Iterator[str]:
@@ -143,7 +201,7 @@ def _content_problems(shard: Shard, receipt: Receipt, plan: Plan) -> Iterator[st
     rows = positions = entries = 0
     ends = []
     for group in range(shard.metadata.num_row_groups):
-        records = from_table(shard.read(group), codec)
+        records = shard.records(group, codec)
         rows += len(records)
         positions += len(records.labels)
         entries += records.labels.ids.numel()
@@ -169,9 +227,12 @@ def _wrong(records: Records, plan: Plan) -> Iterator[str]:
         yield f"class id {int(ids.max())} is not below {plan.teacher.classes}"
     if bool(torch.isnan(log_probs).any()) or bool((log_probs > 1e-5).any()):
         yield "log-probs above 0, or NaN"
-    ahead, behind = log_probs[:, :-1], log_probs[:, 1:]
-    if bool(((ahead < behind) | ((ahead == behind) & (ids[:, :-1] >= ids[:, 1:]))).any()):
-        yield "entries are not in descending log-prob, then ascending id"
+    # Equal log-probs may stand in any order of ids: their logits need not have been equal.
+    if bool((log_probs[:, :-1] < log_probs[:, 1:]).any()):
+        yield "entries are not in descending log-prob"
+    in_order = ids.sort(-1).values
+    if bool((in_order[:, :-1] == in_order[:, 1:]).any()):
+        yield "a class is kept twice at one position"
     for place, temperature in enumerate(labels.temperatures):
         if temperature == 1.0 and labels.log_tails is not None:
             mass = log_probs.double().exp().sum(-1) + labels.log_tails[:, place].double().exp()
@@ -187,24 +248,13 @@ def _wrong(records: Records, plan: Plan) -> Iterator[str]:
                 yield f"the token ids of key {quoted(key)} do not have their digest"
 
 
-def _other_files(root: Path) -> list[Finding]:
-    try:
-        found = manifest.parse((root / layout.MANIFEST).read_bytes(), where=layout.MANIFEST)
-    except LabelSetError as error:
-        return [Finding(layout.MANIFEST, str(error))]
-    findings = []
+def _other_files(root: Path, found: Manifest) -> Iterator[Finding]:
     for name, expected in found.files.items():
         path = root / name
         if not path.is_file():
-            findings.append(Finding(name, "the file is missing"))
+            yield Finding(name, "the file is missing")
         elif file_sha256(path) != expected:
-            findings.append(Finding(name, "its sha256 is not the one in the manifest"))
-    table = root / layout.SHARDS
-    if table.is_file() and not any(f.file == layout.SHARDS for f in findings):
-        shards = manifest.parse_shard_table(table.read_bytes(), where=layout.SHARDS)
-        if manifest.total(shards) != found.totals:
-            findings.append(Finding(layout.MANIFEST, "its totals are not the sums of the shards"))
-    return findings
+            yield Finding(name, f"its sha256 is not the one in {layout.MANIFEST}")
 
 
 def _strays(root: Path, found: list[Receipt]) -> list[Finding]:
@@ -224,10 +274,3 @@ def _duplicates(root: Path, found: list[Receipt]) -> list[Finding]:
     except SoftLabelsError as error:
         return [Finding(layout.DATA, str(error))]
     return []
-
-
-def _file_of(error: SoftLabelsError, root: Path) -> str:
-    names = (layout.SHARDS, layout.MANIFEST, layout.PLAN)
-    return next(
-        (name for name in names if str(error).startswith(str(root / name))), layout.MANIFEST
-    )

@@ -41,6 +41,7 @@ class LabelSetWriter:
         if self.is_finished:
             found = receipts.finished(root, self.plan_digest)
             self._finished = {receipt.unit: receipt for receipt in found}
+            self._drop_receipts()  # left by a run killed right after it wrote the manifest
 
     @property
     def is_finished(self) -> bool:
@@ -61,7 +62,8 @@ class LabelSetWriter:
             return None
         found = self._finished.get(unit)
         if found is None and receipt_file.exists():
-            found = manifest.parse_receipt(receipt_file.read_bytes(), where=receipt_file.name)
+            where = layout.receipt_path(unit)
+            found = manifest.parse_receipt(receipt_file.read_bytes(), where=where)
         if found is not None:
             Shard(shard_file, receipt=found, name=name)
             return found
@@ -124,8 +126,9 @@ class LabelSetWriter:
             for name, data in files.items():
                 replace(self.root / name, data, scratch=self.scratch)
             digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-            for path in sorted((self.root / layout.TOKENIZER).glob("*")):
-                digests[f"{layout.TOKENIZER}/{path.name}"] = file_sha256(path)
+            for path in sorted((self.root / layout.TOKENIZER).rglob("*")):
+                if path.is_file():
+                    digests[path.relative_to(self.root).as_posix()] = file_sha256(path)
             made = Manifest(
                 format=self.plan.format, plan_sha256=self.plan_digest, totals=totals, files=digests
             )
@@ -222,11 +225,7 @@ def begin(
             root.mkdir(parents=True, exist_ok=True)
             scratch = stack.enter_context(workspace(root))
             _probe(scratch)
-            if layout.is_label_set(root):
-                data = (root / layout.PLAN).read_bytes()
-                plans.check_same(plans.parse(data, where=layout.PLAN), plan, where=str(root))
-            else:
-                _first_files(root, plan, scratch, save_tokenizer)
+            _first_files(root, plan, scratch, save_tokenizer)
             (root / layout.DATA).mkdir(exist_ok=True)
         yield LabelSetWriter(root, plan, scratch)
 
@@ -234,13 +233,27 @@ def begin(
 def _first_files(
     root: Path, plan: Plan, scratch: Path, save_tokenizer: Callable[[Path], object] | None
 ) -> None:
-    """The tokenizer, then plan.json: from then on the folder is a label set."""
+    """The tokenizer, then plan.json: from then on the folder is a label set of that plan."""
+    if layout.is_label_set(root):
+        _check_plan(root, plan)
     final = root / layout.TOKENIZER
     if save_tokenizer is not None and not final.exists():
         (scratch / layout.TOKENIZER).mkdir()
         save_tokenizer(scratch / layout.TOKENIZER)
-        (scratch / layout.TOKENIZER).rename(final)
-    replace(root / layout.PLAN, plan.to_bytes(), scratch=scratch)
+        try:
+            (scratch / layout.TOKENIZER).rename(final)
+        except OSError:
+            if not final.exists():
+                raise  # else another run was first
+    if not layout.is_label_set(root):
+        (scratch / layout.PLAN).write_bytes(plan.to_bytes())
+        if not publish(scratch / layout.PLAN, root / layout.PLAN):
+            _check_plan(root, plan)
+
+
+def _check_plan(root: Path, plan: Plan) -> None:
+    data = (root / layout.PLAN).read_bytes()
+    plans.check_same(plans.parse(data, where=layout.PLAN), plan, where=str(root))
 
 
 def check_directory(root: Path) -> None:
