@@ -43,6 +43,21 @@ def publish(temporary: Path, final: Path) -> bool:
     return True
 
 
+def publish_folder(temporary: Path, final: Path) -> bool:
+    """As `publish`, for a folder of files."""
+    for path in temporary.rglob("*"):
+        _sync(path)
+    try:
+        temporary.rename(final)
+    except OSError:
+        if not final.is_dir():
+            raise
+        shutil.rmtree(temporary)
+        return False
+    _sync(final.parent)
+    return True
+
+
 def replace(final: Path, data: bytes, *, scratch: Path) -> None:
     """Write a small file atomically, replacing one that is there.
 

@@ -19,7 +19,7 @@ from softlabels.labelset import plan as plans
 from softlabels.labelset.card import card
 from softlabels.labelset.manifest import Manifest, Receipt
 from softlabels.labelset.plan import Plan
-from softlabels.labelset.publish import publish, replace, workspace
+from softlabels.labelset.publish import TEMPORARY, publish, publish_folder, replace, workspace
 from softlabels.labelset.records import Records, schema
 from softlabels.labelset.shard import Shard, UnitSummary, file_sha256, keys_of_samples, write
 
@@ -233,22 +233,15 @@ def begin(
 def _first_files(
     root: Path, plan: Plan, scratch: Path, save_tokenizer: Callable[[Path], object] | None
 ) -> None:
-    """The tokenizer, then plan.json: from then on the folder is a label set of that plan."""
-    if layout.is_label_set(root):
-        _check_plan(root, plan)
-    final = root / layout.TOKENIZER
-    if save_tokenizer is not None and not final.exists():
-        (scratch / layout.TOKENIZER).mkdir()
-        save_tokenizer(scratch / layout.TOKENIZER)
-        try:
-            (scratch / layout.TOKENIZER).rename(final)
-        except OSError:
-            if not final.exists():
-                raise  # else another run was first
+    """plan.json, which makes the folder a label set of that plan, then what belongs to it."""
     if not layout.is_label_set(root):
         (scratch / layout.PLAN).write_bytes(plan.to_bytes())
-        if not publish(scratch / layout.PLAN, root / layout.PLAN):
-            _check_plan(root, plan)
+        publish(scratch / layout.PLAN, root / layout.PLAN)
+    _check_plan(root, plan)
+    if save_tokenizer is not None and not (root / layout.TOKENIZER).exists():
+        (scratch / layout.TOKENIZER).mkdir()
+        save_tokenizer(scratch / layout.TOKENIZER)
+        publish_folder(scratch / layout.TOKENIZER, root / layout.TOKENIZER)
 
 
 def _check_plan(root: Path, plan: Plan) -> None:
@@ -263,9 +256,8 @@ def check_directory(root: Path) -> None:
         InputError: a file, or a directory that holds something else.
     """
     if root.is_dir() and not layout.is_label_set(root):
-        # A run killed before its plan was written leaves only these.
-        ours = {".tmp", layout.TOKENIZER}
-        others = sorted(path.name for path in root.iterdir() if path.name not in ours)
+        # A run killed before its plan was written leaves only this.
+        others = sorted(path.name for path in root.iterdir() if path.name != TEMPORARY)
         if others:
             raise InputError(
                 f"{root} holds something else ({', '.join(map(quoted, others[:3]))}) and no "

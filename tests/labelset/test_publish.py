@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from softlabels.labelset.publish import publish, replace, workspace
+from softlabels.labelset.publish import publish, publish_folder, replace, workspace
 
 HOLD = """
 import sys
@@ -96,6 +96,16 @@ def test_of_many_at_once_exactly_one_publishes(tmp_path: Path) -> None:
     assert won.count(True) == 1
     assert final.read_bytes() == str(won.index(True)).encode()
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
+
+
+def test_of_two_folders_the_first_stays_and_the_other_is_discarded(tmp_path: Path) -> None:
+    final = tmp_path / "final"
+    for name, first in (("one", True), ("two", False)):
+        (tmp_path / name).mkdir()
+        written(tmp_path / name / "file", name.encode())
+        assert publish_folder(tmp_path / name, final) is first
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]
+    assert (final / "file").read_bytes() == b"one"
 
 
 def test_a_small_file_is_replaced_whole_and_its_folder_made(tmp_path: Path) -> None:
