@@ -19,7 +19,7 @@ quickstart: $(VENV)/.quickstart
 	@$(BIN)/python pipelines/quickstart.py $(ARGS)
 
 test: $(VENV)/.test
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n auto $(ARGS)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

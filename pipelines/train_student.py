@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -63,8 +64,12 @@ def keep_closed(folder: Path) -> None:
     """Make every `open` of a file below `folder` an error, for the rest of this process."""
 
     def refuse(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open" and str(arguments[0]).startswith(str(folder)):
-            raise PermissionError(f"{arguments[0]} belongs to the teacher, which must stay closed")
+        if event != "open" or not isinstance(arguments[0], (str, bytes, os.PathLike)):
+            return  # a descriptor of a file that is open already
+        # Resolved: the folder may be reached by a relative path or through a link.
+        path = Path(os.fsdecode(arguments[0])).resolve()
+        if path.is_relative_to(folder):
+            raise PermissionError(f"{path} belongs to the teacher, which must stay closed")
 
     sys.addaudithook(refuse)
 

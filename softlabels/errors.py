@@ -80,5 +80,10 @@ def quoted(text: object, *, limit: int = 80) -> str:
     cursor or hide a line.
     """
     shown = json.dumps(str(text), ensure_ascii=False)
-    shown = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in shown)
+    shown = "".join(c if c.isprintable() else _escape(c) for c in shown)
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    return f"\\u{code:04x}" if code < 1 << 16 else f"\\U{code:08x}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,12 +41,15 @@ class SoftLabels:
     mask: Tensor | None = None
 
     def __post_init__(self) -> None:
+        for name in _TENSORS:
+            if getattr(self, name) is not None or name in _REQUIRED:
+                _check_kind(name, getattr(self, name))
         if self.ids.shape != self.log_probs.shape or self.ids.ndim == 0:
             raise InputError(
                 f"SoftLabels: ids have shape {tuple(self.ids.shape)} and log_probs "
                 f"{tuple(self.log_probs.shape)}; both must be (..., k)"
             )
-        tails = 0 if self.log_tails is None else self.log_tails.shape[-1]
+        tails = 0 if self.log_tails is None or not self.log_tails.ndim else self.log_tails.shape[-1]
         if tails != len(self.temperatures):
             raise InputError(
                 f"SoftLabels: log_tails hold {tails} temperatures but {len(self.temperatures)} "
@@ -71,13 +74,22 @@ class SoftLabels:
         return self.ids.shape[:-1]
 
     def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("SoftLabels of a single position have no length")
         return len(self.ids)
 
     def __getitem__(self, index: Any) -> SoftLabels:
         """Index the batch axes, as a tensor of shape `self.shape` would be."""
-        if index is Ellipsis or (isinstance(index, tuple) and Ellipsis in index):
-            raise InputError("SoftLabels: index the batch axes by number, slice, list or mask")
-        return self.map(lambda tensor: tensor[index])
+        scalars = index if isinstance(index, tuple) else (index,)
+        if not any(part is Ellipsis for part in scalars):
+            scalars = (*scalars, Ellipsis)
+        # Taking the last axis whole makes an index that reaches into it an error.
+        entries = (*scalars, slice(None))
+        picked: dict[str, Any] = {
+            name: tensor[entries if name in _WITH_LAST_AXIS else scalars]
+            for name, tensor in self._tensors().items()
+        }
+        return replace(self, **picked)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> SoftLabels:
         """A copy with `function` applied to every tensor."""
@@ -95,6 +107,8 @@ class SoftLabels:
     def log_tail(self, temperature: float) -> Tensor:
         """Log of the mass of the classes not kept, shape (...), at a stored temperature.
 
+        Like `log_probs_at`, float64 for float64 labels, else float32.
+
         Labels made by hand without `log_tails` have one at T = 1 only: the complement of their
         kept mass in float64, which is no better than the log-probs it comes from.
 
@@ -103,7 +117,7 @@ class SoftLabels:
                 log-probs at T = 1.
         """
         if self.log_tails is not None and temperature in self.temperatures:
-            return self.log_tails[..., self.temperatures.index(temperature)]
+            return _widened(self.log_tails[..., self.temperatures.index(temperature)])
         if self.log_tails is None and temperature == 1.0:
             return self._complement()
         stored = ", ".join(f"{t:g}" for t in self.temperatures) or "none (T = 1 is derived)"
@@ -122,25 +136,50 @@ class SoftLabels:
             MissingTailError: as `log_tail`.
         """
         log_kept = torch.log(-torch.expm1(self.log_tail(temperature)))
-        return torch.log_softmax(self.log_probs / temperature, -1) + log_kept.unsqueeze(-1)
+        kept = torch.log_softmax(_widened(self.log_probs) / temperature, -1)
+        return kept + log_kept.unsqueeze(-1)
 
     def _complement(self) -> Tensor:
         kept = self.log_probs.double().exp().sum(-1)
         valid = kept if self.mask is None else kept[self.mask]
-        if bool((valid > 1 + 1e-4).any()):
+        if bool((valid > 1 + sum_tolerance(self.log_probs.dtype)).any()):
             raise InputError(
                 f"SoftLabels: kept probabilities sum to {float(valid.max()):.6g}, above 1; "
                 "log_probs must be normalised over all classes, natural log"
             )
-        return torch.log1p(-kept.clamp(max=1.0)).to(self.log_probs.dtype)
+        return torch.log1p(-kept.clamp(max=1.0)).to(_widened(self.log_probs).dtype)
 
     def _tensors(self) -> dict[str, Tensor]:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        return {name: getattr(self, name) for name in _TENSORS if getattr(self, name) is not None}
 
 
+_REQUIRED = frozenset({"ids", "log_probs"})
 _WITH_LAST_AXIS = frozenset({"ids", "log_probs", "log_tails"})
 _TENSORS = ("ids", "log_probs", "logsumexp", "log_tails", "hard_log_probs", "mask")
+
+
+def sum_tolerance(dtype: torch.dtype) -> float:
+    """How far from 1 the probabilities of all classes may sum, their logs rounded to `dtype`.
+
+    An entry is off by p·|log p|·ε / 2 at most, so their sum by the entropy times that.
+    """
+    return max(1e-4, 8 * torch.finfo(dtype).eps)
+
+
+def _check_kind(name: str, value: Any) -> None:
+    wanted = {"ids": torch.int64, "mask": torch.bool}.get(name)
+    if not isinstance(value, Tensor):
+        found = f"a {type(value).__name__}"
+    elif value.dtype == wanted or (wanted is None and value.is_floating_point()):
+        return
+    else:
+        found = f"of {value.dtype}"
+    raise InputError(f"SoftLabels: {name} is {found}; it must be a tensor of {wanted or 'floats'}")
+
+
+def _widened(values: Tensor) -> Tensor:
+    """Half precision is for storage: nothing is computed in it."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def concatenate(parts: Sequence[SoftLabels]) -> SoftLabels:
@@ -154,15 +193,19 @@ def concatenate(parts: Sequence[SoftLabels]) -> SoftLabels:
     return replace(first, **joined)
 
 
-def _flatten(labels: SoftLabels) -> tuple[list[Tensor | None], tuple[float, ...]]:
-    return [getattr(labels, name) for name in _TENSORS], labels.temperatures
+def _flatten(labels: SoftLabels) -> tuple[list[Tensor], Any]:
+    # A field that is None is no leaf: functions mapped over a pytree expect tensors.
+    tensors = labels._tensors()
+    return list(tensors.values()), (tuple(tensors), labels.temperatures)
 
 
-def _unflatten(children: Any, temperatures: tuple[float, ...]) -> SoftLabels:
+def _unflatten(children: Any, context: Any) -> SoftLabels:
     # A pytree may be rebuilt around placeholders (torch.func, torch.compile): skip the checks.
+    names, temperatures = context
+    given = dict(zip(names, children, strict=True))
     labels = object.__new__(SoftLabels)
-    for name, child in zip(_TENSORS, children, strict=True):
-        object.__setattr__(labels, name, child)
+    for name in _TENSORS:
+        object.__setattr__(labels, name, given.get(name))
     object.__setattr__(labels, "temperatures", temperatures)
     return labels
 

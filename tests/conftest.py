@@ -1,13 +1,24 @@
-"""A small real causal LM with its tokenizer, and text; everything that tests share."""
+"""What tests share: a small real causal LM, a teacher that is a table, and their label sets."""
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+# Tests run side by side, one a core; results are bit-equal only for one number of threads.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import numpy as np
 import pytest
 import torch
+
+import softlabels as sl
+
+CLASSES = 16
+Precompute = Callable[..., sl.LabelSet]
 
 # No test may reach a hub, and none may write into the user's own cache.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -105,8 +116,6 @@ def finished_set(
     tmp_path_factory: pytest.TempPathFactory, teacher_dir: Path, rows: list[dict[str, Any]]
 ) -> Path:
     """A finished set of `rows` by the small teacher, k = 16; copy it before changing it."""
-    import softlabels as sl
-
     out = tmp_path_factory.mktemp("sets") / "labels"
     sl.precompute(
         rows,
@@ -120,3 +129,55 @@ def finished_set(
         progress=False,
     )
     return out
+
+
+@pytest.fixture(scope="session")
+def id_rows() -> list[dict[str, Any]]:
+    """Six samples of token ids with string keys; the second is long enough for three windows."""
+    rng = np.random.default_rng(0)
+    return [
+        {"id": f"s{index}", "ids": rng.integers(0, CLASSES, size).tolist()}
+        for index, size in enumerate([5, 15, 5, 5, 5, 5])
+    ]
+
+
+@pytest.fixture(scope="session")
+def precompute(id_rows: list[dict[str, Any]]) -> Precompute:
+    """`sl.precompute` of rows of token ids with a small teacher, k = 3, three rows a shard."""
+    table = torch.randn(CLASSES, CLASSES, generator=torch.Generator().manual_seed(0)) * 2
+
+    def run(out: Path, rows: list[dict[str, Any]] | None = None, **options: Any) -> sl.LabelSet:
+        teacher = options.pop("teacher", None) or sl.teachers.from_callable(
+            lambda ids: table[ids], name="table", version="1", classes=CLASSES
+        )
+        settings: dict[str, Any] = {
+            "selection": sl.TopK(3),
+            "column": "ids",
+            "key": "id",
+            "max_length": 6,
+            "unit_rows": 3,
+            "temperatures": (1.0, 2.0),
+        }
+        return sl.precompute(
+            id_rows if rows is None else rows,
+            teacher,
+            out,
+            progress=False,
+            **(settings | options),
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory: pytest.TempPathFactory, precompute: Precompute) -> Path:
+    """A finished set of two shards; never changed."""
+    out = tmp_path_factory.mktemp("tiny") / "labels"
+    precompute(out)
+    return out
+
+
+@pytest.fixture
+def tiny(pristine: Path, tmp_path: Path) -> Path:
+    """A copy of it, to do what you like with."""
+    return Path(shutil.copytree(pristine, tmp_path / "labels"))

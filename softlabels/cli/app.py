@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
+import torch
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Json, Toml, Yaml
 from rich.console import Console
@@ -33,6 +35,7 @@ app = App(
     ),
     help_format="plaintext",
     version_flags=["--version"],
+    suppress_keyboard_interrupt=False,  # `run` says what an interrupted job leaves
 )
 
 
@@ -72,8 +75,12 @@ def show(
     part: Annotated[int, Parameter(help="Which window of the sample.")] = 0,
     view: Annotated[int, Parameter(help="Which view of the sample.")] = 0,
     start: Annotated[int, Parameter(help="First position shown.")] = 0,
-    positions: Annotated[int, Parameter(help="How many positions are shown.")] = 24,
-    top: Annotated[int, Parameter(help="How many classes are shown at each.")] = 5,
+    positions: Annotated[
+        int | None, Parameter(help="How many positions are shown: 24, or all as JSON.")
+    ] = None,
+    top: Annotated[
+        int | None, Parameter(help="How many classes are shown at each: 5, or all as JSON.")
+    ] = None,
     json: AsJson = False,
 ) -> int:
     """Look at a record: its tokens and what the teacher believed would follow each.
@@ -82,9 +89,11 @@ def show(
     """
     from softlabels.cli.look import Window, show_record
 
-    return show_record(
-        directory, key, part, view, window=Window(start, positions, top), as_json=json
-    )
+    if not json:
+        positions = 24 if positions is None else positions
+        top = 5 if top is None else top
+    window = Window(start, positions, top)
+    return show_record(directory, key, part, view, window=window, as_json=json)
 
 
 @app.command
@@ -113,21 +122,38 @@ def run(arguments: Sequence[str]) -> int:
         tokens, config = _take_config(tokens)
         app.config = config
         result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()  # a closed pipe is noticed here, not when the interpreter ends
         return result if isinstance(result, int) else OK
-    except CycloptsError as error:
-        return _say(errors, str(error), hint="`softlabels --help` shows the commands", code=USAGE)
-    except (SoftLabelsError, MemoryError) as error:
-        if debug:
-            raise
-        code = FINDING if isinstance(error, CorruptShardError) else USAGE
-        return _say(errors, str(error) or "memory ran out", code=code)
     except BrokenPipeError:
         # `softlabels show … | head`: the reader has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return OK
+    except CycloptsError as error:
+        if debug:
+            raise
+        return _say(
+            errors, _words(error), hint="`softlabels --help` shows the commands", code=USAGE
+        )
+    except (SoftLabelsError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+        if debug:
+            raise
+        code = FINDING if isinstance(error, CorruptShardError) else USAGE
+        return _say(errors, _words(error), code=code)
     except KeyboardInterrupt:
+        if debug:
+            raise
         _say(errors, "interrupted; what is finished stays: the same command goes on", code=USAGE)
         return 128 + signal.SIGINT
+
+
+def _words(error: BaseException) -> str:
+    """What an error says, in one paragraph."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    words = " ".join(str(error).split())
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return f"memory ran out: {words}" if words else "memory ran out"
+    return words
 
 
 def _take_config(tokens: Sequence[str]) -> tuple[list[str], tuple[Callable[..., Any], ...]]:
@@ -155,7 +181,13 @@ def _config_reader(path: Path) -> Callable[..., Any]:
         raise InputError(f"--config {path}: expected a .yaml, .toml or .json file")
     if not path.is_file():
         raise InputError(f"--config {path}: there is no such file")
-    return cast("Callable[..., Any]", readers[path.suffix](path, use_commands_as_keys=False))
+    reader = readers[path.suffix](path, use_commands_as_keys=False)
+    try:
+        _ = reader.config
+    except (CycloptsError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise InputError(f"--config {path} cannot be read: {reason}") from error
+    return cast("Callable[..., Any]", reader)
 
 
 def _say(console: Console, message: str, *, code: int, hint: str | None = None) -> int:

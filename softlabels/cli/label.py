@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from rich.console import Console
-
 from softlabels.cli.arguments import PrecomputeArguments
+from softlabels.cli.screen import Screen
 from softlabels.precompute.run import precompute
 from softlabels.selection import TopK
 from softlabels.teachers import causal_lm
@@ -15,15 +14,6 @@ from softlabels.teachers import causal_lm
 
 def label(arguments: PrecomputeArguments) -> int:
     """Label, and say what was made and what to do with it."""
-    import datasets
-    import transformers
-
-    # One bar is enough; theirs count other things.
-    datasets.disable_progress_bars()
-    logging: Any = transformers.utils.logging
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-
     began = time.perf_counter()
     selection = TopK(arguments.k)
     teacher = causal_lm(
@@ -32,6 +22,7 @@ def label(arguments: PrecomputeArguments) -> int:
         dtype=arguments.dtype,
         revision=arguments.revision,
     )
+    _silence()
     labels = precompute(
         arguments.data,
         teacher,
@@ -56,7 +47,7 @@ def label(arguments: PrecomputeArguments) -> int:
     if arguments.json:
         print(totals.model_dump_json())
         return 0
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = Screen()
     console.print(
         f"{arguments.out}: {totals.records:,} records of {totals.source_rows:,} samples, "
         f"{totals.positions:,} positions, {totals.bytes / 1e6:.1f} MB "
@@ -69,3 +60,14 @@ def label(arguments: PrecomputeArguments) -> int:
         console.print(f"{totals.truncated:,} samples were cut at {arguments.max_length} tokens")
     console.print(f"next: softlabels show {arguments.out}")
     return 0
+
+
+def _silence() -> None:
+    """One bar is enough; those of the libraries count other things."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    logging: Any = transformers.utils.logging
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from softlabels.errors import InputError, quoted
+from softlabels.cli.screen import Screen
+from softlabels.errors import InputError, LabelSetError, quoted
 from softlabels.labelset import layout
 from softlabels.labelset.reader import LabelSet
 from softlabels.labelset.verify import repair as drop_bad
@@ -31,7 +31,7 @@ def show_info(directory: Path, *, as_json: bool) -> int:
             "bytes_per_position": totals.bytes / max(1, totals.positions),
             "plan": plan.model_dump(mode="json"),
         }
-        print(json.dumps(found, indent=2))
+        print(json.dumps(found, indent=2, allow_nan=False))
         return 0
     teacher, preparation = plan.teacher, plan.preparation
     rows = {
@@ -57,17 +57,27 @@ def show_info(directory: Path, *, as_json: bool) -> int:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in rows.items():
         table.add_row(Text(name, "bold"), Text(_safe(value)))
-    Console().print(table)
+    Screen(soft_wrap=False).print(table)
     return 0
 
 
 @dataclass(frozen=True)
 class Window:
-    """Which part of a record is shown: positions from `start`, `top` classes at each."""
+    """Which part of a record is shown: positions from `start`, `top` classes at each, or all."""
 
-    start: int
-    positions: int
-    top: int
+    start: int = 0
+    positions: int | None = None
+    top: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("start", 0), ("positions", 1), ("top", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"--{name} is {value}; it must be at least {least}")
+
+    def stop(self, length: int) -> int:
+        """The first position that is not shown, of a record of so many."""
+        return length if self.positions is None else min(length, self.start + self.positions)
 
 
 def show_record(
@@ -89,7 +99,7 @@ def show_record(
     following = None
     if tokens is not None and records.next_ids is not None:
         following = [*tokens[1:], int(records.next_ids[row])]
-    stop = min(len(found), window.start + window.positions)
+    stop = window.stop(len(found))
     assert found.mask is not None
     lines = [
         {
@@ -99,22 +109,31 @@ def show_record(
             "next_log_prob": _number(found.hard_log_probs, t),
             "ids": found.ids[t, : window.top].tolist(),
             "log_probs": found.log_probs[t, : window.top].tolist(),
-            "log_tail": None if found.log_tails is None else float(found.log_tails[t, 0]),
+            "logsumexp": _number(found.logsumexp, t),
+            "log_tails": [] if found.log_tails is None else found.log_tails[t].tolist(),
         }
         for t in range(window.start, stop)
         if bool(found.mask[t])
     ]
-    decode = _decoder(labels)
     if as_json:
-        print(json.dumps({**identity, "length": len(found), "positions": lines}))
+        shown = {**identity, "length": len(found), "temperatures": found.temperatures}
+        print(json.dumps(_finite({**shown, "positions": lines}), allow_nan=False))
         return 0
     title = f"key {_safe(str(identity['key']))}, part {identity['part']}: {len(found)} positions"
-    Console().print(_record_table(lines, decode, title=title, rest=len(found) - stop))
+    # Probabilities are shown at T = 1, so only that tail adds up with them.
+    tail = found.temperatures.index(1.0) if 1.0 in found.temperatures else None
+    table = _record_table(lines, _decoder(labels), tail=tail, title=title, rest=len(found) - stop)
+    Screen(soft_wrap=False).print(table)
     return 0
 
 
 def _record_table(
-    lines: list[dict[str, Any]], decode: Callable[[int], str], *, title: str, rest: int
+    lines: list[dict[str, Any]],
+    decode: Callable[[int], str],
+    *,
+    tail: int | None,
+    title: str,
+    rest: int,
 ) -> Table:
     table = Table(title=Text(title), caption=f"{rest} more positions" if rest > 0 else None)
     for name in ("t", "token", "next", "p(next)", "the teacher's first guesses", "tail"):
@@ -135,7 +154,7 @@ def _record_table(
             Text("" if following is None else decode(following), style),
             "" if line["next_log_prob"] is None else f"{math.exp(line['next_log_prob']):.3f}",
             guesses,
-            "" if line["log_tail"] is None else f"{math.exp(line['log_tail']):.3f}",
+            "" if tail is None else f"{math.exp(line['log_tails'][tail]):.3f}",
         )
     return table
 
@@ -147,13 +166,15 @@ def show_verification(directory: Path, *, repair: bool, as_json: bool) -> int:
     if as_json:
         print(json.dumps({**asdict(report), "dropped": dropped}))
         return 1 if report.findings else 0
-    console = Console(soft_wrap=True, highlight=False)
+    console = Screen()
     for finding in report.findings:
-        console.print(Text.assemble((f"{finding.file}: ", "bold red"), _safe(finding.problem)))
+        file, problem = _safe(finding.file), _safe(finding.problem)
+        console.print(Text.assemble((f"{file}: ", "bold red"), problem))
     if report.findings:
         console.print(Text(f"{len(report.findings)} findings in {directory}"))
         if dropped:
-            console.print(Text(f"dropped {', '.join(dropped)}: run the same precompute again"))
+            names = _safe(", ".join(dropped))
+            console.print(Text(f"dropped {names}: run the same precompute again"))
         return 1
     state = "finished" if report.finished else "unfinished"
     console.print(
@@ -183,7 +204,12 @@ def _decoder(labels: LabelSet) -> Callable[[int], str]:
         return str
     if not path.is_file():
         return str
-    tokenizer = Tokenizer.from_file(str(path))
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise LabelSetError(
+            f"{path} cannot be read ({quoted(error)}); run `softlabels verify DIR --repair`"
+        ) from None
 
     def decode(index: int) -> str:
         # Most tokens of text begin with a space; without a mark, columns of them cannot be read.
@@ -200,6 +226,18 @@ def _safe(text: str) -> str:
 
 def _joined(*values: str | None) -> str:
     return ", ".join(value for value in values if value)
+
+
+def _finite(value: Any) -> Any:
+    """For JSON, which has no infinities: "-Infinity" as text, which `float` and `Number` read."""
+    match value:
+        case float() if math.isinf(value):
+            return "Infinity" if value > 0 else "-Infinity"
+        case dict():
+            return {name: _finite(inner) for name, inner in value.items()}
+        case list():
+            return [_finite(inner) for inner in value]
+    return value
 
 
 def _number(values: Any, position: int) -> float | None:

@@ -12,10 +12,19 @@ def render(tokenizer: Any, messages: list[dict[str, Any]], *, answer: bool = Fal
 
     Args:
         answer: end with the opening of an assistant's turn.
+
+    Raises:
+        InputError: the template does not take it.
     """
     # Arrow fills fields that a message lacks with null; templates test whether they exist.
     turns = [{k: v for k, v in message.items() if v is not None} for message in messages]
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer))
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer)
+    except Exception as error:  # a template is a program: roles out of turn, a missing field, …
+        raise InputError(
+            f"the chat template does not take this conversation: {type(error).__name__}: {error}"
+        ) from error
+    return str(text)
 
 
 def assistant_spans(

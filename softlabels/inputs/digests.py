@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -17,6 +18,12 @@ DIGEST_BYTES = 8
 DIGEST_TYPE = pa.binary(DIGEST_BYTES)
 
 Uint64s = NDArray[np.uint64]
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether values of this type are lists, whatever the width of their offsets."""
+    tests = pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list
+    return any(test(kind) for test in tests)
 
 
 def input_digests(table: pa.Table, columns: Sequence[str]) -> list[bytes]:
@@ -64,10 +71,13 @@ def canonical(value: Any) -> bytes:
             return b"\0"
         case bool():
             return b"\1" + bytes([value])
-        case int():
+        case int() if -(1 << 63) <= value < 1 << 63:
             return b"\2" + struct.pack("<q", value)
+        case int():
+            raise InputError(f"the integer {value} does not fit in 64 bits with a sign")
         case float():
-            return b"\3" + struct.pack("<d", value)
+            # Readers and processors differ in the sign and payload of a NaN.
+            return b"\3" + struct.pack("<d", math.nan if math.isnan(value) else value)
         case str():
             data = value.encode()
             return b"\4" + struct.pack("<Q", len(data)) + data
@@ -87,24 +97,21 @@ def canonical(value: Any) -> bytes:
 
 def _canonical_column(column: pa.ChunkedArray, name: str) -> list[bytes]:
     """Canonical bytes of each value of a column; lists of integers without a Python object each."""
-    kind = column.type
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
     try:
-        if is_list and pa.types.is_integer(kind.value_type):
-            rows = (None if row is None else row for row in column.combine_chunks())
-            return [_integers(row) for row in rows]
+        if is_list(column.type) and pa.types.is_integer(column.type.value_type):
+            return [_integers(row) for row in column]
         return [canonical(value) for value in column.to_pylist()]
-    except (InputError, struct.error) as error:
+    except InputError as error:
         raise InputError(f"column {quoted(name)}: {error}") from None
 
 
 def _integers(row: Any) -> bytes:
     """A list of integers, as `canonical` would give it: each is the tag 2 and an int64."""
-    if not row.is_valid:
-        return b"\0"
-    values = row.values.to_numpy(zero_copy_only=False)
-    if values.dtype.kind not in "iu":
-        raise InputError("a list of integers holds nulls")
+    if not row.is_valid or row.values.null_count:
+        return canonical(row.as_py())
+    values = row.values.to_numpy()
+    if values.dtype == np.uint64 and len(values):
+        canonical(int(values.max()))  # refuses what the cast below would wrap
     tagged = np.empty(len(values), np.dtype([("tag", "u1"), ("value", "<i8")]))
     tagged["tag"], tagged["value"] = 2, values
     return b"\6" + struct.pack("<Q", len(values)) + tagged.tobytes()

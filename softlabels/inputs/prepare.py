@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -122,19 +122,44 @@ def prepare(
     Returns:
         windows; samples that cannot be labelled are in `failures`, with `on_long="raise"` the long
         ones too.
+
+    Raises:
+        InputError: the tokenizer cannot do what is asked of it, whatever the sample.
     """
+    if preparation.kind == "messages":
+        _check_chat(tokenizer, preparation)
     cut = _Cutter(preparation, classes)
     for row, (tokens, wanted) in enumerate(_tokenise(column, preparation, tokenizer)):
-        cut.add(row, tokens, wanted)
+        if isinstance(tokens, str):
+            cut.failures.append((row, tokens))
+        else:
+            cut.add(row, tokens, wanted)
     return cut.finish()
 
 
-Tokenised = tuple[Int64s, NDArray[np.bool_] | None]
+def _check_chat(tokenizer: Any, preparation: Preparation) -> None:
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError(
+            "the column holds messages, but the teacher's tokenizer has no chat template; set its "
+            "chat_template, or write the conversations out as text"
+        )
+    if preparation.assistant_only and not getattr(tokenizer, "is_fast", False):
+        raise InputError(
+            f"assistant_only needs to know where each token stands in the text, which a "
+            f"{type(tokenizer).__name__} does not tell; use a fast tokenizer, or label all "
+            "positions"
+        )
 
 
-def _tokenise(column: pa.ChunkedArray, preparation: Preparation, tokenizer: Any) -> Any:
+# Token ids, or why there are none; which positions to label, or None for all.
+Tokenised = tuple[NDArray[Any] | str, NDArray[np.bool_] | None]
+
+
+def _tokenise(
+    column: pa.ChunkedArray, preparation: Preparation, tokenizer: Any
+) -> Iterator[Tokenised]:
     if preparation.kind == "input_ids":
-        for row in column.combine_chunks():
+        for row in column:
             ids = row.values.to_numpy(zero_copy_only=False) if row.is_valid else ()
             yield np.asarray(ids), None
         return
@@ -152,20 +177,28 @@ def _tokenise(column: pa.ChunkedArray, preparation: Preparation, tokenizer: Any)
             yield np.asarray(ids if text else (), np.int64), None
         return
     for messages in samples:
-        yield _chat(messages or [], preparation, tokenizer)
+        try:
+            yield _chat(messages or [], preparation, tokenizer)
+        except InputError as error:
+            yield str(error), None
 
 
-def _chat(messages: list[dict[str, Any]], preparation: Preparation, tokenizer: Any) -> Tokenised:
+def _chat(messages: list[Any], preparation: Preparation, tokenizer: Any) -> Tokenised:
     if not messages:
         return np.empty(0, np.int64), None
+    if None in messages:
+        return f"message {messages.index(None)} is null", None
     text = render(tokenizer, messages)
     encoded = tokenizer(
-        text, add_special_tokens=False, return_offsets_mapping=preparation.assistant_only
+        text,
+        add_special_tokens=False,  # the template writes its own
+        return_offsets_mapping=preparation.assistant_only,
+        verbose=False,
     )
     ids = np.asarray(encoded["input_ids"], np.int64)
     if not preparation.assistant_only:
         return ids, None
-    first_char = np.asarray([start for start, _ in encoded["offset_mapping"]], np.int64)
+    first_char = np.asarray(encoded["offset_mapping"], np.int64).reshape(-1, 2)[:, 0]
     predicted = np.zeros(len(ids) + 1, bool)
     for start, stop in assistant_spans(tokenizer, messages, text):
         predicted[:-1] |= (first_char >= start) & (first_char < stop)
@@ -185,7 +218,7 @@ class _Cutter:
         self.failures: list[tuple[int, str]] = []
         self.truncated = 0
 
-    def add(self, row: int, tokens: Int64s, wanted: NDArray[np.bool_] | None) -> None:
+    def add(self, row: int, tokens: NDArray[Any], wanted: NDArray[np.bool_] | None) -> None:
         reason = self._unusable(tokens)
         if reason is None and wanted is not None and not wanted.any():
             reason = "no assistant turn: nothing to label"
@@ -198,14 +231,18 @@ class _Cutter:
             turned_away = self.preparation.on_long == "reject"
             (self.rejects if turned_away else self.failures).append((row, reason))
             return
-        tokens = tokens.astype(np.int64)
+        tokens = tokens.astype(np.int64, copy=False)
         wanted = np.ones(len(tokens), bool) if wanted is None else wanted
         starts: Sequence[int] = [0]
         if len(tokens) > limit:
             if self.preparation.on_long == "window":
                 starts = range(0, len(tokens) - overlap, limit - overlap)
-            else:
+            elif wanted[:limit].any():
                 self.truncated += 1
+            else:
+                reason = f"no assistant turn in its first {limit} tokens: nothing to label"
+                self.failures.append((row, reason))
+                return
         for part, start in enumerate(starts):
             self._window(row, part, start, tokens, wanted)
 

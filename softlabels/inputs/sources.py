@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +15,13 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 from softlabels.errors import DuplicateKeyError, InputError, quoted
-from softlabels.inputs.digests import key_hashes
+from softlabels.inputs.digests import is_list, key_hashes
+from softlabels.inputs.files import open_files
+from softlabels.inputs.rows import batched, not_empty, regroup, to_table
 
 KEY_BATCH_ROWS = 65_536
+STREAM_BATCH_ROWS = 64
+SCHEMA_ROWS = 1000
 
 
 class DataIdentity(BaseModel):
@@ -62,18 +65,49 @@ class Source:
         return [*([key] if key else []), *(c for c in self.identity.columns if c != key)]
 
     def units(self, unit_rows: int) -> Iterator[pa.Table]:
-        """Contiguous tables of `unit_rows` rows, the last one shorter."""
+        """Contiguous tables of `unit_rows` rows, the last one shorter.
+
+        Raises:
+            InputError: later rows hold something else than the first ones.
+        """
         if self.read is not None and self.rows is not None:
             for chunk in chunks(self.rows, unit_rows):
-                yield self.read(chunk, self.columns)
+                table = self.read(chunk, self.columns)
+                self._check_kind(table, chunk.start)
+                yield table
         else:
-            yield from _regroup(self.stream or iter(()), unit_rows, self.columns)
+            yield from regroup(self._checked(self.stream or iter(())), unit_rows)
+
+    def _checked(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """A stream's tables, reduced to the columns that are read."""
+        row = 0
+        for table in tables:
+            # A column that a batch lacks is one whose values are all null, as in a single row.
+            lacking = pa.nulls(len(table))
+            names = table.column_names
+            found = {c: table.column(c) if c in names else lacking for c in self.columns}
+            table = pa.table(found)
+            self._check_kind(table, row)
+            self.keys(table, row)
+            yield table
+            row += len(table)
+
+    def _check_kind(self, table: pa.Table, first_row: int) -> None:
+        """Refuse rows whose type, inferred batch by batch, is not that of the first ones."""
+        name = self.identity.columns[0]
+        found = table.column(name).type
+        empty = found.value_type if is_list(found) and self.kind != "text" else found
+        if not pa.types.is_null(empty) and _kind_of(found) != self.kind:
+            raise InputError(
+                f"rows {first_row} to {first_row + len(table) - 1}: column {quoted(name)} is "
+                f"{_type_name(found)}; the rows before hold {self.kind}"
+            )
 
     def keys(self, table: pa.Table, first_row: int) -> pa.Array:
         """The keys of a unit's rows, string or int64.
 
         Raises:
-            InputError: a key is null.
+            InputError: a key is null, of another type than the first ones, or above int64.
         """
         if self.identity.key is None:
             return pa.array(np.arange(first_row, first_row + len(table)), pa.int64())
@@ -84,7 +118,17 @@ class Source:
                 f"row {row}: the key column {quoted(self.identity.key)} is null; every sample "
                 "needs its own key (or leave out key= to use row numbers)"
             )
-        return column.cast(pa.string() if self.identity.key_type == "string" else pa.int64())
+        wanted = self.identity.key_type
+        problem = _type_name(column.type)
+        if not len(column) or _key_kind_of(column.type) == wanted:
+            try:
+                return column.cast(pa.string() if wanted == "string" else pa.int64())
+            except pa.ArrowInvalid as error:
+                problem = quoted(error)[1:-1]
+        raise InputError(
+            f"rows {first_row} to {first_row + len(table) - 1}: the keys in column "
+            f"{quoted(self.identity.key)} are not all {wanted}: {problem}"
+        )
 
     def check_unique_keys(self) -> None:
         """Find duplicate keys before anything runs; streams are checked when they end.
@@ -164,7 +208,7 @@ def open_source(
         raise InputError(f"limit is {limit}; it must be at least 1")
     name, revision, split = "rows", None, None
     if isinstance(data, (str, Path)):
-        name, data = _open_files(str(data))
+        name, data = open_files(str(data))
     elif hasattr(data, "info") and hasattr(data, "features"):
         name = getattr(data.info, "dataset_name", None) or "dataset"
         revision = str(data.info.version) if data.info.version else None
@@ -185,9 +229,13 @@ def open_source(
 
 def _access(data: Any, limit: int | None) -> tuple[pa.Schema, int | None, Any, Any]:
     """Schema, rows, random access and stream of any supported data; one of the last two is None."""
+    if isinstance(data, Mapping):
+        raise InputError(
+            f"data is a {type(data).__name__}; choose one split of it, or pass a sequence of rows"
+        )
     if hasattr(data, "with_format") and hasattr(data, "__len__"):
         rows = len(data) if limit is None else min(limit, len(data))
-        _not_empty(rows)
+        not_empty(rows)
 
         @lru_cache(maxsize=8)
         def narrowed(columns: tuple[str, ...]) -> Any:
@@ -198,115 +246,34 @@ def _access(data: Any, limit: int | None) -> tuple[pa.Schema, int | None, Any, A
 
         return data.features.arrow_schema, rows, read_dataset, None
     if hasattr(data, "with_format") and hasattr(data, "iter"):
-        data = (row for row in data.with_format(None))
-    if isinstance(data, Sequence) and not isinstance(data, (str, bytes)):
+        some = data if limit is None else data.take(limit)
+        return _begun(some.with_format("arrow").iter(batch_size=STREAM_BATCH_ROWS))
+    if isinstance(data, Sequence) and not isinstance(data, (bytes, bytearray)):
         rows = len(data) if limit is None else min(limit, len(data))
-        _not_empty(rows)
-        schema = _to_table(data[: min(rows, 1000)]).schema
+        not_empty(rows)
+        schema = to_table(data[: min(rows, SCHEMA_ROWS)]).schema
 
         def read_rows(index: slice | list[int], columns: Sequence[str]) -> pa.Table:
             found = data[index] if isinstance(index, slice) else [data[i] for i in index]
-            return _to_table(found, columns)
+            return to_table(found, columns)
 
         return schema, rows, read_rows, None
-    if isinstance(data, Mapping) or not isinstance(data, Iterable):
+    if not isinstance(data, Iterable) or isinstance(data, (bytes, bytearray)):
         raise InputError(
             f"data is a {type(data).__name__}; expected a datasets.Dataset, a path to Parquet, "
             "JSONL or text, or an iterable of rows (mappings from column to value)"
         )
-    batches = itertools.batched if hasattr(itertools, "batched") else _batched
-    tables = (_to_table(batch) for batch in batches(itertools.islice(data, limit), 64))
+    some = batched(itertools.islice(data, limit), STREAM_BATCH_ROWS)
+    return _begun(map(to_table, some))
+
+
+def _begun(tables: Iterator[pa.Table]) -> tuple[pa.Schema, None, None, Iterator[pa.Table]]:
+    """A stream whose first table has been looked at."""
     first = next(tables, None)
-    _not_empty(0 if first is None else len(first))
+    if first is None:
+        not_empty(0)
     assert first is not None
     return first.schema, None, None, itertools.chain([first], tables)
-
-
-def _batched(rows: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:
-    iterator = iter(rows)
-    while batch := tuple(itertools.islice(iterator, size)):
-        yield batch
-
-
-def _to_table(rows: Sequence[Any], columns: Sequence[str] | None = None) -> pa.Table:
-    for row in rows:
-        if not isinstance(row, Mapping):
-            raise InputError(
-                f"a row is a {type(row).__name__}; expected a mapping from column to value"
-            )
-    try:
-        if columns is None:
-            return pa.Table.from_pylist([dict(row) for row in rows])
-        return pa.table({name: [row.get(name) for row in rows] for name in columns})
-    except pa.ArrowException as error:
-        raise InputError(f"rows cannot be read as a table: {error}") from None
-
-
-def _regroup(
-    tables: Iterator[pa.Table], unit_rows: int, columns: Sequence[str]
-) -> Iterator[pa.Table]:
-    """Tables of any size to tables of `unit_rows` rows."""
-    held: list[pa.Table] = []
-    count = 0
-    for table in tables:
-        missing = [name for name in columns if name not in table.column_names]
-        if missing:
-            raise InputError(f"a later row of the stream has no column {quoted(missing[0])}")
-        held.append(table.select(columns))
-        count += len(table)
-        while count >= unit_rows:
-            joined = pa.concat_tables(held, promote_options="permissive")
-            yield joined.slice(0, unit_rows)
-            held, count = [joined.slice(unit_rows)], count - unit_rows
-    if count:
-        yield pa.concat_tables(held, promote_options="permissive")
-
-
-def _not_empty(rows: int) -> None:
-    if not rows:
-        raise InputError("the data has no rows; there is nothing to label")
-
-
-_READERS = {
-    ".parquet": ("parquet", {}),
-    ".jsonl": ("json", {}),
-    ".jsonl.zst": ("json", {}),
-    ".jsonl.gz": ("json", {}),
-    ".txt": ("text", {"sample_by": "paragraph"}),
-    ".md": ("text", {"sample_by": "paragraph"}),
-}
-
-
-def _open_files(path: str) -> tuple[str, Any]:
-    """A Dataset of the files at `path`, and the name that the plan gives it (never a full path)."""
-    found = Path(path)
-    files = sorted(glob.glob(path, recursive=True)) if not found.exists() else [path]
-    if found.is_dir():
-        files = sorted(str(f) for f in found.rglob("*") if _suffix(str(f)))
-    suffixes = {_suffix(file) for file in files}
-    if not files or None in suffixes:
-        wanted = ", ".join(_READERS)
-        raise InputError(
-            f"--data {quoted(path)}: "
-            + ("no such file or folder" if not files else "this is not a kind of file we read")
-            + f"; expected a path, folder or glob of {wanted} files"
-        )
-    if len(suffixes) > 1:
-        kinds = ", ".join(sorted(map(str, suffixes)))
-        raise InputError(f"--data {quoted(path)}: files of several kinds ({kinds}); name one glob")
-    import datasets
-
-    builder, options = _READERS[str(suffixes.pop())]
-    try:
-        data = datasets.load_dataset(builder, data_files=files, split="train", **options)
-    except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
-        reason = error.__cause__ or error
-        raise InputError(f"--data {quoted(path)} cannot be read: {reason}") from error
-    return found.name, data
-
-
-def _suffix(file: str) -> str | None:
-    return next((suffix for suffix in _READERS if file.lower().endswith(suffix)), None)
 
 
 def _kind(schema: pa.Schema, column: str) -> str:
@@ -316,17 +283,28 @@ def _kind(schema: pa.Schema, column: str) -> str:
             f"{', '.join(map(quoted, schema.names))}: name one with column= (--column)"
         )
     found = schema.field(column).type
+    kind = _kind_of(found)
+    if kind is None:
+        raise InputError(
+            f"column {quoted(column)} is {_type_name(found)}; expected text (string), token ids "
+            "(list of integers) or messages (list of {role, content})"
+        )
+    return kind
+
+
+def _kind_of(found: pa.DataType) -> str | None:
     if pa.types.is_string(found) or pa.types.is_large_string(found):
         return "text"
-    if pa.types.is_list(found) or pa.types.is_large_list(found):
+    if is_list(found):
         if pa.types.is_integer(found.value_type):
             return "input_ids"
         if pa.types.is_struct(found.value_type) and "role" in [f.name for f in found.value_type]:
             return "messages"
-    raise InputError(
-        f"column {quoted(column)} is {found}; expected text (string), token ids (list of "
-        "integers) or messages (list of {role, content})"
-    )
+    return None
+
+
+def _type_name(found: pa.DataType) -> str:
+    return quoted(found)[1:-1]  # a struct's type holds the names of its fields
 
 
 def _key_type(schema: pa.Schema, key: str) -> str:
@@ -337,8 +315,15 @@ def _key_type(schema: pa.Schema, key: str) -> str:
             "to use row numbers"
         )
     found = schema.field(key).type
+    kind = _key_kind_of(found)
+    if kind is None:
+        raise InputError(
+            f"the key column {quoted(key)} is {_type_name(found)}; a key is a string or an integer"
+        )
+    return kind
+
+
+def _key_kind_of(found: pa.DataType) -> str | None:
     if pa.types.is_integer(found):
         return "int64"
-    if pa.types.is_string(found) or pa.types.is_large_string(found):
-        return "string"
-    raise InputError(f"the key column {quoted(key)} is {found}; a key is a string or an integer")
+    return "string" if pa.types.is_string(found) or pa.types.is_large_string(found) else None

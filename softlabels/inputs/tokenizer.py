@@ -17,8 +17,8 @@ class TokenizerIdentity(BaseModel):
     Attributes:
         size: number of tokens, added ones included.
         vocabulary: of every token and its id.
-        pipeline: of normaliser, pre-tokeniser, model and post-processor; None for tokenizers that
-            are not backed by a `tokenizers` pipeline.
+        pipeline: of normaliser, pre-tokeniser, model, post-processor and added tokens; None for
+            tokenizers that are not backed by a `tokenizers` pipeline.
         special_tokens: name → id, e.g. {"bos_token": 1}.
         chat_template: of the template's text; None without one.
     """
@@ -85,8 +85,11 @@ def check_same(student: Any, teacher: TokenizerIdentity, *, messages: bool = Fal
 
 
 def _pipeline(backend: dict[str, Any]) -> dict[str, Any]:
-    # Truncation and padding are state of the last call, not of the tokenizer.
-    return {k: v for k, v in backend.items() if k not in ("truncation", "padding", "added_tokens")}
+    # Truncation and padding are state of the last call, not of the tokenizer; that an added token
+    # is special matters to decoding alone.
+    kept = {k: v for k, v in backend.items() if k not in ("truncation", "padding")}
+    added = kept.get("added_tokens") or []
+    return kept | {"added_tokens": [{k: t[k] for k in t if k != "special"} for t in added]}
 
 
 def _digest(value: Any) -> str:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import string
 
 from softlabels.labelset.manifest import Totals
 from softlabels.labelset.plan import Plan
+
+# ASCII punctuation but for what stands in every model's name and means nothing within a line.
+_MARKS = frozenset(string.punctuation) - set("-/.,()")
 
 
 def card(plan: Plan, totals: Totals, *, split: str) -> str:
@@ -19,8 +23,8 @@ def card(plan: Plan, totals: Totals, *, split: str) -> str:
 configs:
 - config_name: default
   data_files:
-  - split: {split}
-    path: data/{split}-*.parquet
+  - split: "{split}"
+    path: "data/{split}-*.parquet"
 tags:
 - softlabels
 - knowledge-distillation
@@ -30,7 +34,7 @@ tags:
 | | |
 |--|--|
 | teacher | {_text(teacher.name)}, {_text(dtype)}, {_text(teacher.engine)} |
-| weights | `{_text(teacher.weights or "none")}` |
+| weights | {_text(teacher.weights or "none")} |
 | data | {_text(plan.data.name)}, column {_text(", ".join(plan.data.columns))} |
 | kept | {kept} at every position, log tail mass at T = {_numbers(plan.temperatures)} |
 | records | {totals.records:,} of {totals.source_rows:,} samples, {totals.rejects:,} rejected |
@@ -54,9 +58,9 @@ Without this library: `datasets.load_dataset(".")`.
 
 
 def _text(value: str) -> str:
-    """A name as inert Markdown."""
+    """A name as inert Markdown: one line, nothing in it a mark, a tag, an entity or a link."""
     shown = json.dumps(value, ensure_ascii=True)[1:-1]
-    return "".join(f"\\{c}" if c in "|`*_<>[]#" else c for c in shown)
+    return "".join(f"\\{c}" if c in _MARKS else c for c in shown)
 
 
 def _numbers(values: tuple[float, ...]) -> str:

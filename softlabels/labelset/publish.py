@@ -103,7 +103,7 @@ def _locked_folder(parent: Path) -> tuple[Path, int]:
             parent.mkdir(exist_ok=True)
             folder.mkdir()
             descriptor = os.open(folder, os.O_RDONLY)
-        except FileNotFoundError:
+        except (FileNotFoundError, FileExistsError):
             continue
         with suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

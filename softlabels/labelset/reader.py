@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any, Literal, Self, overload
 
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 
 from softlabels.errors import JoinError, LabelSetError, quoted
@@ -22,7 +24,7 @@ from softlabels.labelset import layout, manifest, receipts
 from softlabels.labelset import plan as plans
 from softlabels.labelset.manifest import Receipt, Totals
 from softlabels.labelset.plan import Plan
-from softlabels.labelset.records import IDENTITY, Records
+from softlabels.labelset.records import IDENTITY, Records, schema
 from softlabels.labelset.shard import Shard
 
 # Decoded row groups that stay in memory: 256 MiB serve random reading within a few shards.
@@ -52,7 +54,8 @@ class RowGroup:
 class LabelSet:
     """Records of a label set, by number, slice, list or key. Made by `LabelSet.open`.
 
-    Every byte is checked against the manifest's digests when it is read.
+    Every byte is checked against the manifest's digests when it is read. Pickled, it is opened
+    again in the other process and reads the same records, or fails.
     """
 
     def __init__(
@@ -64,6 +67,9 @@ class LabelSet:
         self._shards: OrderedDict[int, Shard] = OrderedDict()
         self._cache: OrderedDict[tuple[int, int], Records] = OrderedDict()
         self._cached_bytes = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (type(self), self.root.absolute(), self.plan, self.receipts, self.finished)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, unfinished: bool = False) -> Self:
@@ -114,29 +120,55 @@ class LabelSet:
                 start += rows
         return found
 
+    @property
+    def groups_in_memory(self) -> int:
+        """How many row groups can be read in turn, record by record, each decoded only once."""
+        largest = max(
+            (
+                max(receipt.group_rows) * _bytes(receipt.entries, receipt.positions) // receipt.rows
+                for receipt in self.receipts
+                if receipt.rows
+            ),
+            default=0,
+        )
+        # An eighth is left for row groups whose records are longer than their shard's average.
+        return max(1, (_CACHE_BYTES - _CACHE_BYTES // 8) // max(1, largest))
+
     @cached_property
     def identities(self) -> pa.Table:
         """key, part, view, source_start, source_length and digests of every record, in order."""
+        columns = schema(self.plan.data.key_type, self.codec, token_type=pa.uint32())
+        none = pa.schema([columns.field(name) for name in IDENTITY]).empty_table()
         tables = [self._shard(group.shard).read(group.group, IDENTITY) for group in self.row_groups]
-        if not tables:
-            raise LabelSetError(f"{self.root} holds no records")
-        return pa.concat_tables(tables).select(IDENTITY).combine_chunks()
+        return pa.concat_tables(tables or [none]).select(IDENTITY).combine_chunks()
 
     def __len__(self) -> int:
-        return sum(receipt.rows for receipt in self.receipts)
+        return self._length
 
     @overload
     def __getitem__(self, index: int) -> SoftLabels: ...
     @overload
     def __getitem__(self, index: slice | Sequence[int]) -> list[SoftLabels]: ...
     def __getitem__(self, index: int | slice | Sequence[int]) -> SoftLabels | list[SoftLabels]:
-        """Labels by record number: batch shape (T,) each, masked where a token has none."""
+        """Labels by record number: batch shape (T,) each, masked where a token has none.
+
+        Raises:
+            IndexError: there are fewer records.
+            TypeError: the index is no number, slice or list of numbers.
+        """
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        if not isinstance(index, (int, np.integer)):
-            return [self[int(i)] for i in index]
-        records, row = self.record(int(index))
-        return records.record_labels(row)
+        numbers = np.asarray(index)
+        if numbers.size and numbers.dtype.kind not in "iu":
+            raise TypeError(
+                f"a label set is indexed by record number, slice or list of numbers, not by "
+                f"{quoted(index)}; by key with labels.get(key)"
+            )
+        if numbers.ndim:
+            return [self[i] for i in numbers.tolist()]
+        records, row = self.record(int(numbers))
+        # A copy: a change to it must not reach the cache, nor its life keep a row group's.
+        return records.record_labels(row).map(torch.Tensor.clone)
 
     def record(self, index: int) -> tuple[Records, int]:
         """The decoded row group that holds a record, and its place there.
@@ -183,9 +215,10 @@ class LabelSet:
             row = self.identities.slice(number, 1)
             if row["part"][0].as_py() == part and row["view"][0].as_py() == view:
                 return number
+        first = self.identities["key"].slice(0, 1).to_pylist()
         raise JoinError(
             f"no record with key {quoted(key)}, part {part}, view {view} in {self.root}; keys are "
-            f"{self.plan.data.key_type}, the first is {quoted(self.identities['key'][0].as_py())}"
+            f"{self.plan.data.key_type}, the first is {quoted(first[0]) if first else 'missing'}"
         )
 
     def parts(self, key: str | int) -> list[int]:
@@ -197,7 +230,9 @@ class LabelSet:
         """The set as a `datasets.Dataset` of its columns, as `load_dataset(dir)` gives it."""
         import datasets
 
-        files = [str(self.root / receipt.path) for receipt in self.receipts]
+        # `datasets` takes names for patterns: in another folder "run?" would read "run1" too.
+        root = glob.escape(str(self.root))
+        files = [f"{root}/{receipt.path}" for receipt in self.receipts]
         return datasets.load_dataset("parquet", data_files=files, split="train")
 
     def check_tokenizer(self, tokenizer: Any) -> None:
@@ -215,14 +250,17 @@ class LabelSet:
         return (self.read_group(index) for index in range(len(self.row_groups)))
 
     def _numbers(self, key: str | int) -> Iterator[int]:
-        wanted = str if self.plan.data.key_type == "string" else int
+        wanted = str if self.plan.data.key_type == "string" else (int, np.integer)
         if not isinstance(key, wanted):
             raise JoinError(
                 f"key {quoted(key)} is a {type(key).__name__}; keys of this set are "
                 f"{self.plan.data.key_type}"
             )
         hashes, order = self._key_index
-        value = key_hashes(pa.array([key], self.identities["key"].type))[0]
+        try:
+            value = key_hashes(pa.array([key], self.identities["key"].type))[0]
+        except (OverflowError, UnicodeEncodeError):
+            return  # beyond int64, or half a surrogate pair: no record can have it
         first, last = (int(np.searchsorted(hashes, value, side=side)) for side in _SIDES)
         for number in sorted(order[first:last].tolist()):
             if self.identities["key"][number].as_py() == key:
@@ -233,6 +271,10 @@ class LabelSet:
         hashes = key_hashes(self.identities["key"])
         order = np.argsort(hashes, kind="stable")
         return hashes[order], order
+
+    @cached_property
+    def _length(self) -> int:
+        return sum(receipt.rows for receipt in self.receipts)
 
     @cached_property
     def _group_starts(self) -> NDArray[np.int64]:
@@ -258,5 +300,15 @@ class LabelSet:
 
 
 def _size(records: Records) -> int:
-    labels = records.labels
-    return 12 * labels.ids.numel() + 24 * len(labels) + 9 * len(records.wanted)
+    return _bytes(records.labels.ids.numel(), len(records.labels))
+
+
+def _bytes(entries: int, positions: int) -> int:
+    """Decoded: an id and a log-prob an entry; the scalars of a position and its token."""
+    return 12 * entries + 33 * positions
+
+
+def _reopen(
+    kind: type[LabelSet], root: Path, plan: Plan, shards: Sequence[Receipt], finished: bool
+) -> LabelSet:
+    return kind(root, plan, shards, finished=finished)

@@ -32,7 +32,11 @@ def finished(root: Path, plan_digest: str) -> list[Receipt]:
     return manifest.parse_shard_table(table.read_bytes(), where=str(table))
 
 
+def _by_number(file: Path) -> tuple[int, str]:
+    return len(file.stem), file.stem  # 99999 before 100000
+
+
 def unfinished(root: Path) -> list[Receipt]:
     """The receipts of the units that are done, in order."""
-    files = sorted((root / layout.RECEIPTS).glob("*.json"))
+    files = sorted((root / layout.RECEIPTS).glob("*.json"), key=_by_number)
     return [manifest.parse_receipt(file.read_bytes(), where=str(file)) for file in files]

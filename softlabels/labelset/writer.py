@@ -30,9 +30,12 @@ _PROBE_BYTES = 16 << 20
 class LabelSetWriter:
     """Writes shards into a directory; made by `begin`."""
 
-    def __init__(self, root: Path, plan: Plan, scratch: Path) -> None:
-        self.root, self.plan, self.scratch = root, plan, scratch
-        self.plan_digest = plans.digest((root / layout.PLAN).read_bytes())
+    def __init__(self, root: Path, scratch: Path) -> None:
+        self.root, self.scratch = root, scratch
+        plan_bytes = (root / layout.PLAN).read_bytes()
+        # The one on disk: this run's may differ in names that are not compared.
+        self.plan = plan = plans.parse(plan_bytes, where=layout.PLAN)
+        self.plan_digest = plans.digest(plan_bytes)
         self.split = plan.split
         self.codec = plan.make_codec()
         token_type = pa.uint16() if plan.teacher.classes <= 1 << 16 else pa.uint32()
@@ -224,10 +227,9 @@ def begin(
         with _disk_errors(root):
             root.mkdir(parents=True, exist_ok=True)
             scratch = stack.enter_context(workspace(root))
-            _probe(scratch)
             _first_files(root, plan, scratch, save_tokenizer)
             (root / layout.DATA).mkdir(exist_ok=True)
-        yield LabelSetWriter(root, plan, scratch)
+        yield LabelSetWriter(root, scratch)
 
 
 def _first_files(
@@ -267,16 +269,22 @@ def check_directory(root: Path) -> None:
         raise InputError(f"{root} is a file; a label set is a folder: choose another path")
 
 
-def _probe(scratch: Path) -> None:
-    """Fail now, not in three hours, where there is no room for even one row group."""
-    probe = scratch / "probe"
-    probe.write_bytes(bytes(_PROBE_BYTES))
-    probe.unlink()
+def check_writable(root: Path) -> None:
+    """Fail now, not in three hours, where there is no room for even one row group.
+
+    Raises:
+        InputError: the disk is full or not writable.
+    """
+    with _disk_errors(root):
+        root.mkdir(parents=True, exist_ok=True)
+        with workspace(root) as scratch:
+            (scratch / "probe").write_bytes(bytes(_PROBE_BYTES))
 
 
 _DISK = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file would be larger than is allowed here",
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "it is not writable",
     errno.EPERM: "it is not writable",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from softlabels.errors import InputError, JoinError, quoted
 from softlabels.inputs.digests import input_digests, key_hashes, prepared_digest
@@ -16,7 +16,7 @@ from softlabels.inputs.prepare import prepare
 from softlabels.inputs.sources import KEY_BATCH_ROWS, chunks, open_source
 from softlabels.labelset import layout
 from softlabels.labelset.reader import LabelSet
-from softlabels.loading.collate import Picked
+from softlabels.loading.collate import FIELDS, Inputs, Picked
 
 
 class Join:
@@ -25,8 +25,9 @@ class Join:
     Args:
         labels: the set.
         data: anything with random access that `softlabels.precompute` takes.
-        columns: of the data, to put into batches; every other than key and labelled ones by
-            default.
+        records: the record numbers that will be fetched; the others need no row.
+        columns: of the data, to put into batches; by default all but the key, the labelled ones
+            and those that bear the name of a batch's own field.
         tokenizer: prepares text again where the set does not carry its inputs; the set's own by
             default.
 
@@ -37,35 +38,30 @@ class Join:
     """
 
     def __init__(
-        self, labels: LabelSet, data: Any, *, columns: Sequence[str] | None, tokenizer: Any
+        self,
+        labels: LabelSet,
+        data: Any,
+        *,
+        records: NDArray[np.int64],
+        columns: Sequence[str] | None,
+        tokenizer: Any,
     ) -> None:
-        self._plan, identity = labels.plan, labels.plan.data
-        source = open_source(data, column=identity.columns[0], key=identity.key)
-        if source.read is None or source.rows is None:
-            raise InputError(
-                "data is a stream, and labels are joined by key, which needs random access; pass "
-                "a datasets.Dataset, a path or a list of rows"
-            )
-        if source.kind != self._plan.preparation.kind:
-            raise JoinError(
-                f"column {quoted(identity.columns[0])} holds {source.kind}, labelled was "
-                f"{self._plan.preparation.kind}; pass the data that was labelled"
-            )
-        source.check_unique_keys()
-        self._source, self._read = source, source.read
-        own = {*identity.columns, identity.key}
-        others = [name for name in source.schema.names if name not in own]
-        self.columns = others if columns is None else list(columns)
-        missing = [name for name in self.columns if name not in source.schema.names]
-        if missing:
-            raise InputError(
-                f"there is no column {quoted(missing[0])}; the data has "
-                f"{', '.join(map(quoted, source.schema.names))}"
-            )
-        self._rows = self._find_rows(labels, source.rows)
+        self._plan, self._data = labels.plan, data
+        self._open()
+        self._source.check_unique_keys()
+        self.columns = self._extra_columns(columns)
+        self._rows = self._find_rows(labels, records)
         self._tokenizer = tokenizer
         if not self._plan.store_inputs and self._plan.preparation.kind != "input_ids":
             self._tokenizer = tokenizer or _stored_tokenizer(labels)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Open data holds closures; another process opens it again.
+        return {k: v for k, v in self.__dict__.items() if k not in ("_source", "_read")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
 
     def fetch(self, numbers: Sequence[int], picked: Sequence[Picked]) -> pa.Table:
         """The data's row for each record, checked.
@@ -82,7 +78,9 @@ class Join:
                 stored = table.column(self._plan.data.key)[place].as_py()
                 if stored != key:
                     raise JoinError(
-                        f"row {rows[place]} has key {quoted(stored)}, not {quoted(key)}"
+                        f"key {quoted(key)} has labels but no row in the data: row {rows[place]}, "
+                        f"found by the key's hash, has key {quoted(stored)}; join the data that "
+                        "was labelled"
                     )
             if digest != expected:
                 raise JoinError(
@@ -93,7 +91,7 @@ class Join:
                 )
         return table
 
-    def token_ids(self, table: pa.Table, picked: Sequence[Picked]) -> list[Tensor]:
+    def inputs(self, table: pa.Table, picked: Sequence[Picked]) -> list[Inputs]:
         """Tokens of each record, prepared again from its row.
 
         Raises:
@@ -114,41 +112,82 @@ class Join:
             index = places.get((row, one.identity("part")))
             bounds = (0, 0) if index is None else windows.offsets[index : index + 2]
             tokens = windows.token_ids[slice(*bounds)]
-            if prepared_digest(tokens) != one.identity("prepared_digest"):
+            if index is None or prepared_digest(tokens) != one.identity("prepared_digest"):
                 raise JoinError(
                     f"key {quoted(one.identity('key'))}, part {one.identity('part')}: its tokens "
                     "are not those that were labelled; the tokenizer or the preparation differs: "
                     "use the tokenizer stored with the set"
                 )
-            found.append(torch.from_numpy(tokens))
+            found.append(Inputs(torch.from_numpy(tokens), windows.next_ids[index]))
         return found
 
     def extra(self, table: pa.Table) -> dict[str, Any]:
         """The data's own columns: numbers as tensors of shape (B,), all else as lists."""
         return {name: _values(table.column(name)) for name in self.columns}
 
-    def _find_rows(self, labels: LabelSet, rows: int) -> Any:
-        """The row of each record's key, (R,)."""
-        keys = labels.identities["key"]
+    def _open(self) -> None:
+        identity, kind = self._plan.data, self._plan.preparation.kind
+        source = open_source(self._data, column=identity.columns[0], key=identity.key)
+        if source.read is None or source.rows is None:
+            raise InputError(
+                "data is a stream, and labels are joined by key, which needs random access; pass "
+                "a datasets.Dataset, a path or a list of rows"
+            )
+        if source.kind != kind:
+            raise JoinError(
+                f"column {quoted(identity.columns[0])} holds {source.kind}, labelled was {kind}; "
+                "pass the data that was labelled"
+            )
+        if source.identity.key_type != identity.key_type:
+            raise JoinError(
+                f"the key column {quoted(identity.key)} is {source.identity.key_type}, keys of "
+                f"the labels are {identity.key_type}; pass the data that was labelled"
+            )
+        self._source, self._read = source, source.read
+
+    def _extra_columns(self, columns: Sequence[str] | None) -> list[str]:
+        names, identity = self._source.schema.names, self._plan.data
+        if columns is None:
+            own = {*identity.columns, identity.key, *FIELDS}
+            return [name for name in names if name not in own]
+        for name in columns:
+            if name not in names:
+                raise InputError(
+                    f"there is no column {quoted(name)}; the data has "
+                    f"{', '.join(map(quoted, names))}"
+                )
+            if name in FIELDS:
+                raise InputError(
+                    f"the data's column {quoted(name)} has the name of a batch's own field "
+                    f"({', '.join(FIELDS)}); rename it"
+                )
+        return list(columns)
+
+    def _find_rows(self, labels: LabelSet, records: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The row of each record's key, (R,); −1 where no row has it."""
+        keys, rows = labels.identities["key"], self._source.rows
         if self._plan.data.key is None:
             found = keys.to_numpy()
-            missing = np.flatnonzero(found >= rows)
+            found = np.where(found < rows, found, -1)
         else:
-            hashes, order = self._index(rows)
+            hashes, order = self._index()
             wanted = key_hashes(keys)
             place = np.searchsorted(hashes, wanted).clip(max=len(hashes) - 1)
-            found, missing = order[place], np.flatnonzero(hashes[place] != wanted)
+            found = np.where(hashes[place] == wanted, order[place], -1)
+        missing = records[found[records] < 0]
         if len(missing):
-            key = keys[int(missing[0])].as_py()
             raise JoinError(
-                f"key {quoted(key)} has labels but no row in the data, as have {len(missing) - 1} "
-                "other records; join the data that was labelled, or choose records="
+                f"key {quoted(keys[int(missing[0])].as_py())} has labels but no row in the data, "
+                f"as have {len(missing) - 1} other records; join the data that was labelled, or "
+                "choose with records= those whose rows are there"
             )
         return found
 
-    def _index(self, rows: int) -> tuple[Any, Any]:
-        key = self._plan.data.key
+    def _index(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """Hashes of the data's keys, ascending, and the row of each."""
+        key, rows = self._plan.data.key, self._source.rows
         assert key is not None
+        assert rows is not None
         hashes = np.concatenate(
             [
                 key_hashes(self._source.keys(self._read(chunk, [key]), chunk.start))

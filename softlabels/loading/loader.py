@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import IterableDataset, get_worker_info
 
 from softlabels.errors import InputError
 from softlabels.labelset.reader import LabelSet
 from softlabels.loading.collate import Picked, collate
 from softlabels.loading.join import Join
-from softlabels.loading.order import Order
+from softlabels.loading.order import MIXED_GROUPS, Order
 
 
-class Loader:
+class Loader(IterableDataset[dict[str, Any]]):
     """Iterate over it for one epoch of batches; made by `softlabels.loader`.
 
     Each `iter()` begins the current epoch; when an epoch ends the next begins, in another order if
     a seed was given. `state_dict` may be taken after any batch.
+
+    `torch.utils.data.DataLoader(loader, batch_size=None)` gives the same batches in the same
+    order, whatever its `num_workers`. Workers hold copies: with them this object's state does not
+    move, so call `set_epoch` before each epoch, and save only between epochs.
     """
 
     def __init__(
@@ -43,52 +50,59 @@ class Loader:
         return records // size if self.drop_last else -(-records // size)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        self._seen, self._resume = self._resume, 0
-        batch: list[int] = []
-        for number in self._order.numbers(self._epoch, skip=self._seen):
-            batch.append(number)
-            if len(batch) == self.batch_size:
-                self._seen += len(batch)
-                yield self._collate(batch)
-                batch = []
-        if batch and not self.drop_last:
-            self._seen += len(batch)
-            yield self._collate(batch)
-        self.set_epoch(self._epoch + 1)
+        epoch, seen, self._resume = self._epoch, self._resume, 0
+        worker = get_worker_info()
+        ours, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        numbers = self._order.numbers(epoch, skip=seen)
+        for turn in itertools.count():
+            batch = list(itertools.islice(numbers, self.batch_size))
+            if not batch or (self.drop_last and len(batch) < self.batch_size):
+                break
+            seen += len(batch)
+            if turn % workers == ours:  # DataLoader takes from its workers in turn
+                made = self._collate(batch)
+                self._epoch, self._seen = epoch, seen
+                yield made
+        self.set_epoch(epoch + 1)
 
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch; the next `iter()` delivers it from its start."""
-        self._epoch, self._seen, self._resume = epoch, 0, 0
+        self._epoch, self._seen, self._resume = _count(epoch, "epoch"), 0, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader is: plain numbers and text, for `load_state_dict` or JSON."""
-        return {"version": 1, "epoch": self._epoch, "seen": self._seen, "order": self._digest()}
+        return {"version": 1, "epoch": self._epoch, "seen": self._seen, "order": self._digest}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken; the batch size may differ.
 
         Raises:
-            InputError: the state is of another label set, seed or choice of records.
+            InputError: the state is of another label set, seed or choice of records, or none.
         """
-        if state.get("version") != 1 or state.get("order") != self._digest():
+        if state.get("version") != 1 or state.get("order") != self._digest:
             raise InputError(
                 "this state is of another loader: label set, seed and records must be the same "
                 "(the batch size may differ)"
             )
-        self.set_epoch(int(state["epoch"]))
-        self._seen = self._resume = int(state["seen"])
+        seen = _count(state.get("seen"), "seen")
+        if seen > len(self._order):
+            raise InputError(f"this state has seen {seen} of {len(self._order)} records")
+        self.set_epoch(_count(state.get("epoch"), "epoch"))
+        self._seen = self._resume = seen
 
     def _collate(self, numbers: Sequence[int]) -> dict[str, Any]:
         picked = [Picked(*self.labels.record(number)) for number in numbers]
         table = None if self._join is None else self._join.fetch(numbers, picked)
-        stored = [one.token_ids for one in picked if one.token_ids is not None]
-        if self._join is not None and not stored:
-            stored = self._join.token_ids(table, picked)
-        batch = collate(picked, stored, pad_id=self._pad_id)
+        if self._join is not None and not self.labels.plan.store_inputs:
+            inputs = self._join.inputs(table, picked)
+        else:
+            inputs = [one.inputs for one in picked]
+        batch = collate(picked, inputs, pad_id=self._pad_id)
         return batch if self._join is None else {**self._join.extra(table), **batch}
 
+    @cached_property
     def _digest(self) -> str:
-        state = hashlib.sha256(f"{self._order.seed}".encode())
+        state = hashlib.sha256(f"{self._order.seed} {self._order.mixed}".encode())
         for receipt in self.labels.receipts:
             state.update(receipt.sha256.encode())
         for group in self._order.groups:
@@ -120,7 +134,8 @@ def loader(
         records: only these record numbers.
         columns: of `data`, to put into batches; all but the key and the labelled ones by default.
         tokenizer: the student's; refused if it is not the teacher's.
-        drop_last: leave out a last batch that is not full.
+        drop_last: leave out a last batch that is not full; shuffled, it is another one in each
+            epoch.
         pad_id: stands after a record's end in input_ids.
 
     Returns:
@@ -133,6 +148,8 @@ def loader(
     """
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; it must be at least 1")
+    if seed is not None:
+        seed = _count(seed, "seed")
     if tokenizer is not None:
         labels.check_tokenizer(tokenizer)
     if data is None and not labels.plan.store_inputs:
@@ -140,24 +157,48 @@ def loader(
             f"{labels.root} does not carry its inputs (store_inputs=False); pass the data that "
             "was labelled: sl.loader(labels, data)"
         )
-    join = None if data is None else Join(labels, data, columns=columns, tokenizer=tokenizer)
-    order = Order(_by_group(labels, records), seed)
-    if not len(order):
-        raise InputError("there are no records to load")
+    if data is None and columns:
+        raise InputError("columns= names columns of the data; pass it: sl.loader(labels, data)")
+    chosen = _chosen(labels, records)
+    mixed = min(MIXED_GROUPS, labels.groups_in_memory)
+    order = Order(_by_group(labels, chosen), seed, mixed)
+    if not len(order) or (drop_last and len(order) < batch_size):
+        raise InputError(
+            f"there are {len(order)} records to load"
+            + (f" and drop_last leaves out a batch below {batch_size}" if len(order) else "")
+        )
+    join = None
+    if data is not None:
+        join = Join(labels, data, records=chosen, columns=columns, tokenizer=tokenizer)
     return Loader(labels, join, order, batch_size=batch_size, drop_last=drop_last, pad_id=pad_id)
 
 
-def _by_group(labels: LabelSet, records: Sequence[int] | None) -> list[Any]:
-    groups = labels.row_groups
+def _chosen(labels: LabelSet, records: Sequence[int] | None) -> NDArray[np.int64]:
+    """Record numbers, ascending."""
     if records is None:
-        return [np.arange(group.start, group.start + group.rows) for group in groups]
-    chosen = np.unique(np.asarray(records, np.int64))
-    if len(chosen) != len(records) or (
-        len(chosen) and not 0 <= chosen[0] <= chosen[-1] < len(labels)
+        return np.arange(len(labels))
+    numbers = np.asarray(records)
+    chosen = np.unique(numbers)
+    if len(chosen) and not (
+        chosen.dtype.kind in "iu"
+        and numbers.shape == chosen.shape
+        and 0 <= chosen[0] <= chosen[-1] < len(labels)
     ):
         raise InputError(
             f"records must be different numbers from 0 to {len(labels) - 1}, the records of the set"
         )
-    bounds = np.searchsorted(chosen, [*(group.start for group in groups), len(labels)])
+    return chosen.astype(np.int64)
+
+
+def _by_group(labels: LabelSet, chosen: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    starts = [group.start for group in labels.row_groups]
+    bounds = np.searchsorted(chosen, [*starts, len(labels)])
     parts = [chosen[low:high] for low, high in itertools.pairwise(bounds)]
     return [part for part in parts if len(part)]
+
+
+def _count(value: Any, name: str) -> int:
+    """A number from 0 on; NumPy's integers too."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+        raise InputError(f"{name} is {value!r}; it must be an integer from 0 on")
+    return int(value)

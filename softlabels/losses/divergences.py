@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from softlabels.errors import InputError, VocabularyMismatchError
-from softlabels.labels import SoftLabels
+from softlabels.labels import SoftLabels, sum_tolerance
 
 
 def kl_divergence(logits: Tensor, labels: SoftLabels, *, temperature: float = 1.0) -> Tensor:
@@ -35,12 +36,45 @@ def kl_divergence(logits: Tensor, labels: SoftLabels, *, temperature: float = 1.
         VocabularyMismatchError: a kept class is outside the student's V.
         InputError: shapes differ.
     """
-    _check(logits, labels)
+    log_p, log_p_rest = labels.log_probs_at(temperature), labels.log_tail(temperature)
+    if labels.log_tails is None and labels.k == logits.shape[-1]:
+        # Every class is kept: what their rounded sum leaves of 1 is no mass beside them.
+        nothing = log_p_rest < math.log(sum_tolerance(labels.log_probs.dtype))
+        log_p_rest = log_p_rest.masked_fill(nothing, -torch.inf)
+    likeliest = labels.ids.gather(-1, log_p.argmax(-1, keepdim=True))
+    # An unused entry excludes no class, so it points where another entry points already.
+    ids = torch.where(log_p == -torch.inf, likeliest, labels.ids)
+    return rest_bucket_kl(logits, ids, log_p, log_p_rest, mask=labels.mask, temperature=temperature)
+
+
+def rest_bucket_kl(
+    logits: Tensor,
+    ids: Tensor,
+    log_p: Tensor,
+    log_p_rest: Tensor,
+    *,
+    mask: Tensor | None,
+    temperature: float,
+) -> Tensor:
+    """`kl_divergence` from the target's parts, normalised: log_p (..., k), log_p_rest (...)."""
+    if logits.shape[:-1] != ids.shape[:-1]:
+        raise InputError(
+            f"logits have batch shape {tuple(logits.shape[:-1])}, labels {tuple(ids.shape[:-1])}; "
+            "both cover the same positions, nothing is shifted (entry t belongs to logits[t])"
+        )
+    if mask is not None:
+        ids = ids.masked_fill(~mask.unsqueeze(-1), 0)
+    # On an accelerator this test would wait for the device; there, gather itself refuses.
+    if ids.device.type == "cpu" and ids.numel():
+        low, high, classes = int(ids.min()), int(ids.max()), logits.shape[-1]
+        if low < 0 or high >= classes:
+            raise VocabularyMismatchError(
+                f"the labels name class {low if low < 0 else high}, the student's logits have "
+                f"classes 0 … {classes - 1}; the student needs the teacher's classes"
+            )
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    log_p = labels.log_probs_at(temperature).to(dtype)
-    log_p_rest = labels.log_tail(temperature).to(dtype)
     loss: Tensor = _RestBucketKL.apply(  # type: ignore[no-untyped-call]
-        logits, labels.ids, log_p, log_p_rest, labels.mask, temperature
+        logits, ids, log_p.to(dtype), log_p_rest.to(dtype), mask, temperature
     )
     return loss
 
@@ -65,8 +99,6 @@ class _RestBucketKL(torch.autograd.Function):
     ) -> Tensor:
         used, has_rest = log_p != -torch.inf, log_p_rest != -torch.inf
         kept = torch.gather(logits, -1, ids).to(log_p.dtype) / temperature
-        # An unused entry excludes no class, so it points where another entry points already.
-        ids = torch.where(used, ids, ids[..., :1])
         rest = logits.to(log_p.dtype, copy=True).div_(temperature).scatter_(-1, ids, -torch.inf)
         peak = rest.amax(-1, keepdim=True)
         peak = peak.masked_fill(peak == -torch.inf, 0)
@@ -98,18 +130,3 @@ class _RestBucketKL(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return (gradient * upstream.unsqueeze(-1)).to(ctx.dtype), None, None, None, None, None
-
-
-def _check(logits: Tensor, labels: SoftLabels) -> None:
-    if logits.shape[:-1] != labels.shape:
-        raise InputError(
-            f"logits have batch shape {tuple(logits.shape[:-1])}, labels {tuple(labels.shape)}; "
-            "both cover the same positions, nothing is shifted (entry t belongs to logits[t])"
-        )
-    classes = logits.shape[-1]
-    # On an accelerator this test would wait for the device; there, gather itself refuses.
-    if labels.ids.device.type == "cpu" and labels.ids.numel() and int(labels.ids.max()) >= classes:
-        raise VocabularyMismatchError(
-            f"the labels name class {int(labels.ids.max())}, the student's logits have only "
-            f"{classes}; the student needs the teacher's classes"
-        )

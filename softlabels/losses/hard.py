@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from softlabels.losses.divergences import rest_bucket_kl
+
 NO_LABEL = -100
 
 
@@ -14,7 +16,7 @@ def next_tokens(
     """The hard label at every position: the token that follows it.
 
     Args:
-        input_ids: int64, shape (B, T), padded on the right.
+        input_ids: int64, shape (B, T), padded on either side.
         attention_mask: (B, T), nonzero for tokens.
         next_ids: (B,), the token after each row's last, −100 where it was not seen.
 
@@ -22,12 +24,14 @@ def next_tokens(
         int64, (B, T); −100 where no next token is known.
     """
     present = attention_mask.bool()
+    followed = present[:, :-1] & present[:, 1:]
     labels = torch.full_like(input_ids, NO_LABEL)
-    labels[:, :-1] = torch.where(present[:, 1:], input_ids[:, 1:], NO_LABEL)
-    if next_ids is not None:
-        last = present.sum(-1, keepdim=True) - 1
-        labels.scatter_(-1, last, next_ids.to(labels).unsqueeze(-1))
-    return labels
+    labels[:, :-1] = torch.where(followed, input_ids[:, 1:], NO_LABEL)
+    if next_ids is None:
+        return labels
+    last = present.clone()
+    last[:, :-1] &= ~followed
+    return torch.where(last, next_ids.to(labels).view(len(labels), 1), labels)
 
 
 def cross_entropy(logits: Tensor, hard_labels: Tensor) -> Tensor:
@@ -40,9 +44,15 @@ def cross_entropy(logits: Tensor, hard_labels: Tensor) -> Tensor:
     Returns:
         (...), float64 for float64 logits, else float32; 0 where there is no label. Reduce it with
         the mask `hard_labels != -100`.
+
+    Raises:
+        VocabularyMismatchError: a hard label is outside V.
+        InputError: shapes differ.
     """
-    z = logits if logits.dtype == torch.float64 else logits.float()
-    flat = torch.nn.functional.cross_entropy(
-        z.flatten(0, -2), hard_labels.flatten(), ignore_index=NO_LABEL, reduction="none"
-    )
-    return flat.view(hard_labels.shape)
+    labelled = hard_labels != NO_LABEL
+    ids = hard_labels.unsqueeze(-1)
+    # All the mass on one class, none on the rest; unlike torch's, its gradient is 0 where there is
+    # no label even if the logits there are NaN.
+    certain = torch.zeros_like(ids, dtype=torch.float32)
+    none = torch.full_like(hard_labels, -torch.inf, dtype=torch.float32)
+    return rest_bucket_kl(logits, ids, certain, none, mask=labelled, temperature=1.0)

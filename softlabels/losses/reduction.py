@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from softlabels.errors import InputError
@@ -16,7 +17,8 @@ def reduce(
         loss: shape (...), from a loss of this package.
         mask: bool, (...): which positions count; None for all.
         positions: divide by this instead of the number of true places, e.g. the positions of all
-            micro-batches and ranks of a step, so that every position weighs the same.
+            micro-batches and ranks of a step, so that every position weighs the same. Where
+            gradients are then averaged over ranks (DDP), divide that count by the ranks.
 
     Returns:
         scalar; 0 when nothing counts.
@@ -24,11 +26,12 @@ def reduce(
     Raises:
         InputError: shapes differ.
     """
-    if mask is None:
-        return loss.sum() / (max(1, loss.numel()) if positions is None else positions)
-    if mask.shape != loss.shape:
+    if mask is not None and mask.shape != loss.shape:
         raise InputError(
             f"loss has shape {tuple(loss.shape)}, mask {tuple(mask.shape)}; they must be equal"
         )
-    total = loss.masked_fill(~mask, 0).sum()
-    return total / (mask.sum().clamp(min=1) if positions is None else positions)
+    if positions is None:
+        positions = loss.numel() if mask is None else mask.sum()
+    total = (loss if mask is None else loss.masked_fill(~mask, 0)).sum()
+    count = torch.as_tensor(positions)
+    return total / (count + (count == 0))

@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from softlabels.errors import LabellingError, SoftLabelsError, quoted
+from softlabels.errors import LabellingError, SoftLabelsError, TeacherError, quoted
 from softlabels.inputs.digests import DIGEST_TYPE, input_digests, prepared_digest, unit_digest
 from softlabels.inputs.prepare import Windows, prepare
 from softlabels.labels import SoftLabels
@@ -119,6 +119,7 @@ class Labeller:
         done = 0
         with torch.no_grad():
             for logits in _answers(self.teacher.logits(input_ids, wanted, padding=padding)):
+                self._check_shape(logits, rows_left=len(where) - done)
                 rows = slice(done, done + len(logits))
                 labels = self.selection(
                     logits,
@@ -128,7 +129,18 @@ class Labeller:
                 _put(out, where[rows], labels.to("cpu"))
                 done += len(logits)
         if done != len(where):
-            raise LabellingError(f"the teacher gave {done} rows of logits for {len(where)}")
+            raise TeacherError(
+                f"the teacher gave {done} rows of logits for {len(where)} positions; it must give "
+                "one for each"
+            )
+
+    def _check_shape(self, logits: torch.Tensor, *, rows_left: int) -> None:
+        classes = self.plan.teacher.classes
+        if logits.ndim != 2 or logits.shape[1] != classes or len(logits) > rows_left:
+            raise TeacherError(
+                f"the teacher gave logits of shape {tuple(logits.shape)}; expected at most "
+                f"{rows_left} rows, one for each position left, of {classes} classes"
+            )
 
     def _run_each(
         self, windows: Windows, records: NDArray[np.int64], out: SoftLabels, cause: _TeacherRaised

@@ -6,20 +6,22 @@ import os
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+from pydantic import ValidationError
 
 from softlabels import codecs
 from softlabels.errors import InputError, PlanMismatchError, quoted
 from softlabels.inputs import tokenizer as tokenizers
 from softlabels.inputs.prepare import OnLong, Preparation
 from softlabels.inputs.sources import Source, open_source
-from softlabels.labelset import layout
+from softlabels.labelset import layout, receipts
 from softlabels.labelset import plan as plans
 from softlabels.labelset.manifest import Receipt
 from softlabels.labelset.plan import Plan, SelectionPlan
 from softlabels.labelset.reader import LabelSet
 from softlabels.labelset.shard import Shard
-from softlabels.labelset.writer import LabelSetWriter, begin, check_directory
+from softlabels.labelset.writer import LabelSetWriter, begin, check_directory, check_writable
 from softlabels.precompute.label import Labeller, OnError, Unit
 from softlabels.precompute.progress import Tracker, shown
 from softlabels.selection import TopK
@@ -95,40 +97,50 @@ def precompute(
     root = Path(out)
     check_directory(root)
     selection = TopK(64) if selection is None else selection
+    _check_choices(on_error, unit_rows=unit_rows, batch_tokens=batch_tokens)
     source = open_source(data, column=column, key=key, limit=limit)
     source.check_unique_keys()
-    preparation = Preparation(
-        kind=source.kind,  # type: ignore[arg-type]
-        max_length=max_length,
-        overlap=overlap,
-        on_long=on_long,
-        assistant_only=assistant_only,
-    )
+    try:
+        preparation = Preparation(
+            kind=source.kind,  # type: ignore[arg-type]
+            max_length=max_length,
+            overlap=overlap,
+            on_long=on_long,
+            assistant_only=assistant_only,
+        )
+    except ValidationError as error:
+        raise InputError(plans.first_problem(error)) from None
     preparation.check()
     known = resolve(teacher)
     _check_before_loading(known, selection, preparation, temperatures)
+    resolved = codecs.resolve(codec, classes=known.classes, temperatures=temperatures)
     earlier = _earlier_plan(root)
-    plan = Plan(
-        writer=f"softlabels {metadata.version('softlabels')}",
-        teacher=known.identity,
-        tokenizer=None if known.tokenizer is None else tokenizers.identify(known.tokenizer),
-        data=source.identity,
-        preparation=preparation,
-        selection=SelectionPlan(name=selection.name, k=selection.k, algorithm=selection.algorithm),
-        codec=codecs.resolve(codec, classes=known.classes, temperatures=temperatures).to_json(),
-        temperatures=tuple(temperatures),
-        store_inputs=store_inputs,
-        unit_rows=unit_rows or (earlier.unit_rows if earlier else DEFAULT_UNIT_ROWS),
-        batch_tokens=batch_tokens or (earlier.batch_tokens if earlier else DEFAULT_BATCH_TOKENS),
-    )
-    save = getattr(known.tokenizer, "save_pretrained", None)
-    with begin(root, plan, save_tokenizer=save) as writer, shown(progress) as report:
-        tracker = Tracker(report, source.rows)
-        labeller = Labeller(known, selection, plan, on_error, tracker.advance)
-        units = _label_units(source, writer, labeller, tracker)
-        writer.check_no_more_than(units)
-        if not writer.is_finished:
-            writer.finish(units)
+    check_writable(root)
+    with shown(progress) as report:
+        plan = Plan(
+            writer=f"softlabels {metadata.version('softlabels')}",
+            teacher=known.identity,
+            tokenizer=None if known.tokenizer is None else tokenizers.identify(known.tokenizer),
+            data=source.identity,
+            preparation=preparation,
+            selection=SelectionPlan(
+                name=selection.name, k=selection.k, algorithm=selection.algorithm
+            ),
+            codec=resolved.to_json(),
+            temperatures=tuple(temperatures),
+            store_inputs=store_inputs,
+            unit_rows=unit_rows or (earlier.unit_rows if earlier else DEFAULT_UNIT_ROWS),
+            batch_tokens=batch_tokens
+            or (earlier.batch_tokens if earlier else DEFAULT_BATCH_TOKENS),
+        )
+        save = getattr(known.tokenizer, "save_pretrained", None)
+        with begin(root, plan, save_tokenizer=save) as writer:
+            tracker = Tracker(report, source.rows)
+            labeller = Labeller(known, selection, plan, on_error, tracker.advance)
+            units = _label_units(source, writer, labeller, tracker)
+            writer.check_no_more_than(units)
+            if not writer.is_finished:
+                writer.finish(units)
     return LabelSet.open(root)
 
 
@@ -137,6 +149,7 @@ def _label_units(
 ) -> int:
     """Label and publish every unit that is not there yet; returns how many units there are."""
     row = number = 0
+    finished = _units_of_finished(writer)
     for number, table in enumerate(source.units(writer.plan.unit_rows), start=1):
         unit = Unit(number - 1, table, source.keys(table, row))
         row += len(table)
@@ -145,6 +158,12 @@ def _label_units(
             check_unchanged(unit, done, writer)
             tracker.skip(len(table))
             continue
+        if finished is not None and unit.number >= finished:
+            raise PlanMismatchError(
+                f"{writer.root} is finished after {finished} work units of "
+                f"{writer.plan.unit_rows} rows, and the data has more rows: the data became "
+                "longer. Use the data of the first run, or choose another folder"
+            )
         tracker.start(len(table))
         receipt = writer.publish(*labeller(unit))
         tracker.finish(receipt.bytes)
@@ -175,10 +194,25 @@ def check_unchanged(unit: Unit, receipt: Receipt, writer: LabelSetWriter) -> Non
                 "run, or choose another folder"
             )
     raise PlanMismatchError(
-        f"{writer.root}: the data changed after {receipt.path} was labelled: it has other keys or "
-        f"another order (unit of {receipt.source_rows} rows, now {len(unit.table)}). Use the data "
-        "of the first run, or choose another folder"
+        f"{writer.root}: the data changed after {receipt.path} was labelled: it has other keys, "
+        f"another order or another rejected sample (unit of {receipt.source_rows} rows, now "
+        f"{len(unit.table)}). Use the data of the first run, or choose another folder"
     )
+
+
+def _units_of_finished(writer: LabelSetWriter) -> int | None:
+    """How many units a finished set has, one that lost a shard included."""
+    if not writer.is_finished:
+        return None
+    return len(receipts.finished(writer.root, writer.plan_digest))
+
+
+def _check_choices(on_error: str, **counts: int | None) -> None:
+    if on_error not in get_args(OnError):
+        raise InputError(f"on_error is {quoted(on_error)}; it must be one of {get_args(OnError)}")
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise InputError(f"{name} is {count}; it must be at least 1")
 
 
 def _check_before_loading(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -63,7 +64,8 @@ def resolve(teacher: Any) -> Teacher:
     """
     if isinstance(teacher, (str, Path)):
         return causal_lm(teacher)
-    if hasattr(type(teacher), "logits") and hasattr(type(teacher), "identity"):
+    # Looked up without running them: an identity may load weights.
+    if all(inspect.getattr_static(teacher, name, None) for name in ("logits", "identity")):
         return cast(Teacher, teacher)
     if isinstance(teacher, torch.nn.Module) and hasattr(teacher, "generate"):
         return causal_lm(teacher)

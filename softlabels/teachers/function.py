@@ -83,7 +83,7 @@ def from_callable(
 
     Args:
         name, version: which teacher this is: change the version when its answers change. An
-            `nn.Module` is known by the digest of its state dict and needs neither.
+            `nn.Module` with weights is known by their digest and needs neither.
         classes: V.
         tokenizer: a transformers tokenizer; needed for text and messages.
         max_length: the longest sequence it takes.
@@ -93,7 +93,7 @@ def from_callable(
     """
     name = name or getattr(function, "name", None)
     version = version or getattr(function, "version", None)
-    if isinstance(function, nn.Module):
+    if isinstance(function, nn.Module) and function.state_dict():
         name = name or type(function).__name__
     elif not (name and version):
         raise TeacherError(

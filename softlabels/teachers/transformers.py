@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from softlabels.errors import TeacherError, quoted
 from softlabels.teachers.identity import TeacherIdentity, dtype_name, weights_digest
@@ -25,7 +27,7 @@ class CausalLM:
     """A causal LM by name or folder, or one that is loaded already.
 
     Args:
-        model: a Hub name, a folder, or a transformers model (set to eval mode).
+        model: a Hub name, a folder, or a transformers model (put into eval mode to label).
         tokenizer: a transformers tokenizer; the model's own by default.
         device: "cuda" where there is one, else "cpu".
         dtype: of the weights; by default the checkpoint's on an accelerator and float32 on a CPU.
@@ -48,13 +50,25 @@ class CausalLM:
         self.config: Any
         if isinstance(model, nn.Module):
             self._path, self.config = str(getattr(model, "name_or_path", "") or ""), model.config
-            self.__dict__["model"] = model.eval()
+            if getattr(self.config, "is_encoder_decoder", False):
+                raise TeacherError(
+                    f"a {type(model).__name__} is no causal language model but an encoder and a "
+                    "decoder; wrap it in softlabels.teachers.from_callable(function, …)"
+                )
+            self.__dict__["model"] = model
             self.device = next(model.parameters()).device
             return
         self._path = str(model)
+        if not _may_be_on_hub(self._path) and self._folder is None:
+            raise TeacherError(f"the teacher {quoted(self._path)}: there is no such folder")
         self.config = self._from_pretrained(transformers.AutoConfig)
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._dtype = dtype or (torch.float32 if self.device.type == "cpu" else "auto")
+
+    @property
+    def _folder(self) -> Path | None:
+        """Where the model lies on this machine; None for one of the Hub or one made here."""
+        return Path(self._path) if self._path and Path(self._path).is_dir() else None
 
     @property
     def classes(self) -> int:
@@ -68,29 +82,39 @@ class CausalLM:
         return None if found is None else int(found)
 
     @cached_property
-    def tokenizer(self) -> Any:
-        """The model's own tokenizer, unless another was given."""
+    def tokenizer(self) -> Any | None:
+        """The model's own tokenizer, unless another was given; None where it has none."""
         if self._tokenizer is not None:
             return self._tokenizer
-        if not self._path:
-            raise TeacherError(
-                "this model does not say where it came from, so its tokenizer cannot be found; "
-                "pass causal_lm(model, tokenizer=…)"
-            )
+        folder = self._folder
+        has_none = folder is not None and not any(map(_is_of_tokenizer, folder.iterdir()))
+        if not self._path or has_none:
+            return None
         return self._from_pretrained(transformers.AutoTokenizer)
 
     @cached_property
     def model(self) -> Any:
-        """The model in eval mode; loaded when first asked for."""
-        model = self._from_pretrained(transformers.AutoModelForCausalLM, dtype=self._dtype)
-        return model.to(self.device).eval()
+        """The model; loaded when first asked for."""
+        model, report = self._from_pretrained(
+            transformers.AutoModelForCausalLM, dtype=self._dtype, output_loading_info=True
+        )
+        # transformers fills what a checkpoint lacks with random numbers and a warning.
+        missing = sorted(report["missing_keys"])
+        if missing:
+            raise TeacherError(
+                f"the teacher {quoted(self._path)} has no weights for {quoted(missing[0])} and "
+                f"{len(missing) - 1} others; pass a whole causal language model, its head included"
+            )
+        return model.to(self.device)
 
     @cached_property
     def identity(self) -> TeacherIdentity:
         """Name, revision and the digest of the weights; loads them."""
         commit = getattr(self.config, "_commit_hash", None)
+        on_hub = self._folder is None and _may_be_on_hub(self._path)
+        local_name = Path(self._path).resolve().name if self._path else "model"
         return TeacherIdentity(
-            name=Path(self._path).name if Path(self._path).is_dir() else self._path or "model",
+            name=self._path if on_hub else local_name,
             revision=commit or self._revision,
             weights=weights_digest(self.model),
             dtype=dtype_name(self.model),
@@ -102,6 +126,7 @@ class CausalLM:
     @torch.no_grad()
     def logits(self, input_ids: Tensor, wanted: Tensor, *, padding: Tensor) -> Iterator[Tensor]:
         """As `softlabels.teachers.Teacher`: the (B, T, V) tensor is never made."""
+        self.model.eval()  # whoever trains it between two calls leaves its dropout on
         inputs = {
             "input_ids": input_ids.to(self.device),
             "attention_mask": (~padding).long().to(self.device),
@@ -148,9 +173,10 @@ class CausalLM:
         try:
             body = self.model.base_model(input_ids=ids, use_cache=False)
             apart = self._head(body.last_hidden_state[0])
-        except (AttributeError, TypeError, ValueError, RuntimeError):
+        except (AttributeError, LookupError, TypeError, ValueError, RuntimeError):
             apart = None
-        if apart is not None and torch.allclose(apart, whole, rtol=1e-3, atol=1e-3):
+        tolerance = 1e-3 * float(whole.abs().max())
+        if apart is not None and torch.allclose(apart, whole, rtol=0, atol=tolerance):
             return True
         warnings.warn(
             f"{type(self.model).__name__}: its head cannot be run apart from its body, so each "
@@ -163,13 +189,37 @@ class CausalLM:
         if self._revision is not None:
             options["revision"] = self._revision
         try:
-            return kind.from_pretrained(self._path, **options)
-        except (OSError, ValueError) as error:
-            reason = re.sub(r"\s+", " ", str(error)).split(". ")[0]
+            return kind.from_pretrained(self._path, trust_remote_code=False, **options)
+        except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+            reason = re.sub(r"\s+", " ", str(error)).split(". ")[0].rstrip(".")
             raise TeacherError(
-                f"the teacher {quoted(self._path)} cannot be loaded: {reason}; pass the folder or "
-                "Hub name of a causal language model"
+                f"the teacher {quoted(self._path)} cannot be loaded: "
+                f"{quoted(reason, limit=300)[1:-1]}; pass the folder or Hub name of a causal "
+                "language model"
             ) from error
+
+
+def _may_be_on_hub(path: str) -> bool:
+    """Whether a name has the form `model` or `owner/model`."""
+    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path) is not None
+
+
+def _is_of_tokenizer(file: Path) -> bool:
+    # tokenizer.json, tokenizer_config.json, vocab.json, vocab.txt, tekken.json, spiece.model, …
+    known = file.name.startswith(("tokenizer", "vocab", "tekken"))
+    return known or file.suffix in (".model", ".tiktoken")
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise TeacherError(
+            f"the device {quoted(device)} cannot be used: {reason}; choose another with device= "
+            "(--device)"
+        ) from error
+    return torch.device(device)
 
 
 class _Answer(nn.Module):
@@ -180,6 +230,12 @@ class _Answer(nn.Module):
         self.hidden = hidden
 
     def forward(self, *_: Any, **__: Any) -> Any:
-        return transformers.modeling_outputs.BaseModelOutputWithPast(
-            last_hidden_state=self.hidden.unsqueeze(0)
-        )
+        return _Hidden(last_hidden_state=self.hidden.unsqueeze(0))
+
+
+class _Hidden(BaseModelOutputWithPast):
+    """A body's output; what else one answers (caches, cross attentions, router logits) is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("_"):
+            raise AttributeError(name)

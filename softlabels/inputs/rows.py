@@ -1,0 +1,69 @@
+"""Rows of Python mappings to Arrow tables, and tables of any size to tables of one size."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from softlabels.errors import InputError, quoted
+
+
+def not_empty(rows: int) -> None:
+    """Raise `InputError` if there is nothing to label."""
+    if not rows:
+        raise InputError("the data has no rows; there is nothing to label")
+
+
+def batched(rows: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:
+    """`itertools.batched`, which Python 3.11 lacks."""
+    iterator = iter(rows)
+    while batch := tuple(itertools.islice(iterator, size)):
+        yield batch
+
+
+def to_table(rows: Sequence[Any], columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows' columns, all that any row has by default; null where a row lacks one.
+
+    Raises:
+        InputError: a row is no mapping, or a column holds values that Arrow has no type for.
+    """
+    for row in rows:
+        if not isinstance(row, Mapping):
+            raise InputError(
+                f"a row is a {type(row).__name__}; expected a mapping from column to value"
+            )
+    names = dict.fromkeys(name for row in rows for name in row) if columns is None else columns
+    found = {}
+    for name in names:
+        try:
+            found[name] = pa.array([row.get(name) for row in rows])
+        except (pa.ArrowException, UnicodeError, OverflowError) as error:
+            raise InputError(
+                f"column {quoted(name)} cannot be read as an Arrow column: {quoted(error)[1:-1]}"
+            ) from None
+    return pa.table(found)
+
+
+def regroup(tables: Iterator[pa.Table], unit_rows: int) -> Iterator[pa.Table]:
+    """Tables of any size to tables of `unit_rows` rows."""
+    held: list[pa.Table] = []
+    count = 0
+    for table in tables:
+        held.append(table)
+        count += len(table)
+        while count >= unit_rows:
+            joined = _concatenated(held)
+            yield joined.slice(0, unit_rows)
+            held, count = [joined.slice(unit_rows)], count - unit_rows
+    if count:
+        yield _concatenated(held)
+
+
+def _concatenated(tables: list[pa.Table]) -> pa.Table:
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise InputError(f"rows of the stream differ in type: {quoted(error)[1:-1]}") from None
