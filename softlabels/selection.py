@@ -163,8 +163,8 @@ def block_top(logits: Tensor, k: int, *, blocks_per_row: int = 16) -> tuple[Tens
 def _earliest(logits: Tensor, threshold: Tensor, k: int) -> Tensor:
     """Ids of k classes a row, in no order: those above the threshold, then the first equal to it.
 
-    Selecting once more, by id, costs what the first selection did; a stable sort of the row costs
-    twenty times that, and two rows in three tie in bfloat16.
+    Selecting once more, by id, takes a twentieth of the time of a stable sort, and two rows in
+    three tie in bfloat16 (benchmarks/bench_selection.py).
     """
     # float32 holds ids exactly to 2²⁴.
     order = -torch.arange(logits.shape[-1], dtype=torch.float32, device=logits.device)
