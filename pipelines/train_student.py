@@ -131,7 +131,7 @@ def evaluate(
         y = batch["soft_labels"]
         logits = student(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         loss += sl.losses.kl_divergence(logits, y).sum().item()
-        agreed += (logits.argmax(-1) == y.ids[..., 0])[y.mask].sum().item()
+        agreed += (logits.argmax(-1) == y.sorted().ids[..., 0])[y.mask].sum().item()
         positions += y.mask.sum().item()
     student.train()
     return {"kd_loss": loss / positions, "agreement": agreed / positions}

@@ -19,7 +19,8 @@ class SoftLabels:
     `ids`, `log_probs` and `logsumexp` suffice to make one by hand.
 
     Attributes:
-        ids: kept classes, int64, shape (..., k), in descending log-prob.
+        ids: kept classes, int64, shape (..., k), in the order of the label set's codec: see
+            `sorted`.
         log_probs: natural log of their probability under the *full* softmax at T = 1, float,
             shape (..., k). −inf marks an unused entry: it is in nobody's sum.
         logsumexp: of the raw logits, shape (...); None where the teacher gave only normalised
@@ -90,6 +91,15 @@ class SoftLabels:
             for name, tensor in self._tensors().items()
         }
         return replace(self, **picked)
+
+    def sorted(self) -> SoftLabels:
+        """A copy with the entries of each position in descending log-prob, then ascending id."""
+        by_id = self.ids.argsort(dim=-1, stable=True)
+        log_probs = self.log_probs.gather(-1, by_id)
+        order = by_id.gather(-1, log_probs.argsort(dim=-1, descending=True, stable=True))
+        return replace(
+            self, ids=self.ids.gather(-1, order), log_probs=self.log_probs.gather(-1, order)
+        )
 
     def map(self, function: Callable[[Tensor], Tensor]) -> SoftLabels:
         """A copy with `function` applied to every tensor."""

@@ -90,6 +90,8 @@ def show_record(
     number = 0 if key is None else labels.index(_key(labels, key), part=part, view=view)
     records, row = labels.record(number)
     found = records.record_labels(row)
+    if not labels.codec.ordered:
+        found = found.sorted()
     bounds = slice(*(int(offset) for offset in records.token_offsets[row : row + 2]))
     tokens = None if records.token_ids is None else records.token_ids[bounds].tolist()
     identity = {

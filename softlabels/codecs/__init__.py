@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from softlabels.codecs.compact import Compact
+from softlabels.codecs.idtable import IdTable
 from softlabels.codecs.plain import Plain
 from softlabels.errors import InputError, UnsupportedFormatError, quoted
 from softlabels.labels import SoftLabels
 
-__all__ = ["Codec", "Plain", "from_json", "resolve"]
+__all__ = ["Codec", "Compact", "Needs", "Plain", "check_name", "from_json", "resolve"]
 
 
 class Codec(Protocol):
@@ -26,6 +29,14 @@ class Codec(Protocol):
     @property
     def split_columns(self) -> list[str]:
         """Parquet leaf columns to store with BYTE_STREAM_SPLIT."""
+
+    @property
+    def packed_columns(self) -> list[str]:
+        """Columns that it has compressed itself."""
+
+    @property
+    def ordered(self) -> bool:
+        """Whether entries come back in descending log-prob."""
 
     def encode(self, labels: SoftLabels, offsets: NDArray[np.int64]) -> dict[str, pa.Array]:
         """Columns of R records; record i owns positions offsets[i]:offsets[i + 1], (R + 1,)."""
@@ -41,18 +52,51 @@ class Codec(Protocol):
         """The codec that `to_json` described."""
 
 
-_CODECS: dict[str, type[Codec]] = {"plain": Plain}
+_CODECS: dict[str, type[Codec]] = {"plain": Plain, "compact": Compact}
 
 
-def resolve(name: str, *, classes: int, temperatures: Sequence[float]) -> Codec:
-    """The codec of that name, for so many classes.
+@dataclass(frozen=True)
+class Needs:
+    """What a codec is made for.
+
+    Attributes:
+        classes: V.
+        k: entries at a position, at most.
+        temperatures: one log tail a position for each.
+        logits_known: whether there are logsumexps.
+    """
+
+    classes: int
+    k: int
+    temperatures: tuple[float, ...]
+    logits_known: bool
+
+
+def check_name(name: str) -> None:
+    """Raise `InputError` if there is no such codec."""
+    if name not in _CODECS:
+        raise InputError(f"there is no codec {quoted(name)}; choose from {', '.join(_CODECS)}")
+
+
+def resolve(name: str, needs: Needs, *, pilot: Callable[[], NDArray[np.int64]]) -> Codec:
+    """The codec of that name.
+
+    Args:
+        pilot: labels a sample of the data; the class ids that were kept, in any shape.
 
     Raises:
         InputError: there is no such codec.
     """
-    if name not in _CODECS:
-        raise InputError(f"there is no codec {quoted(name)}; choose from {', '.join(_CODECS)}")
-    return _CODECS[name].from_json({"classes": classes, "temperatures": list(temperatures)})
+    check_name(name)
+    if name == "plain":
+        return Plain(needs.classes, needs.temperatures)
+    return Compact(
+        classes=needs.classes,
+        k=needs.k,
+        temperatures=needs.temperatures,
+        table=IdTable.count(needs.classes, pilot()),
+        logits_known=needs.logits_known,
+    )
 
 
 def from_json(data: Mapping[str, Any]) -> Codec:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +33,8 @@ class Plain:
 
     classes: int
     temperatures: tuple[float, ...]
+    ordered: ClassVar[bool] = True
+    packed_columns: ClassVar[list[str]] = []
 
     @property
     def fields(self) -> list[pa.Field]:

@@ -18,6 +18,7 @@ def card(plan: Plan, totals: Totals, *, split: str) -> str:
     kept = f"top {plan.selection.k} of {teacher.classes:,} classes"
     position = totals.bytes / max(1, totals.positions)
     dtype = teacher.dtype or "unknown dtype"
+    columns = _COLUMNS.get(str(plan.codec["name"]), "")
     inputs = "stored" if plan.store_inputs else "not stored: join them from the data"
     return f"""---
 configs:
@@ -42,9 +43,7 @@ tags:
 | size | {totals.bytes:,} bytes, {position:.1f} a position |
 | token ids | {inputs} |
 
-Entry t of a record is the teacher's distribution at position t, over token t + 1. `ids` and
-`log_probs` are flat: {plan.selection.k} entries a position, one after another. Log-probs are
-natural logarithms under the full softmax.
+Entry t of a record is the teacher's distribution at position t, over token t + 1. {columns}
 
 ```python
 import softlabels as sl
@@ -55,6 +54,15 @@ for batch in sl.loader(sl.LabelSet.open("."), batch_size=8, seed=0):
 
 Without this library: `datasets.load_dataset(".")`.
 """
+
+
+_COLUMNS = {
+    "plain": """`ids` and
+`log_probs` are flat: k entries a position, one after another. Log-probs are natural logarithms
+under the full softmax.""",
+    "compact": """The labels
+of a record are one compressed value, `packed`; the format is docs/FORMAT.md of softlabels.""",
+}
 
 
 def _text(value: str) -> str:

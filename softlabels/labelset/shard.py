@@ -63,8 +63,9 @@ def write(
     with pq.ParquetWriter(
         path,
         schema,
-        compression="zstd",
-        compression_level=1,
+        compression={
+            leaf: "NONE" if leaf in codec.packed_columns else "ZSTD" for leaf in _leaves(schema)
+        },
         use_dictionary=False,
         write_statistics=False,
         use_byte_stream_split=[*split, "input_ids.list.element"],
@@ -87,6 +88,14 @@ def write(
             "truncated": str(summary.truncated),
         }
         writer.add_key_value_metadata({_META + k: v for k, v in metadata.items()})
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    """Paths of the Parquet columns."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), sink)
+    columns = pq.read_metadata(pa.BufferReader(sink.getvalue())).schema
+    return [columns.column(index).path for index in range(len(columns))]
 
 
 _KEY = ("key", "part", "view")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
+from softlabels.codecs import Codec
 from softlabels.errors import (
     CorruptShardError,
     LabelSetError,
@@ -208,7 +209,7 @@ def _content_problems(shard: Shard, receipt: Receipt, plan: Plan) -> Iterator[st
         identity = records.identity
         for row in [0, len(records) - 1] if len(records) else []:
             ends.append([identity.column(name)[row].as_py() for name in ("key", "part", "view")])
-        yield from (f"row group {group}: {problem}" for problem in _wrong(records, plan))
+        yield from (f"row group {group}: {problem}" for problem in _wrong(records, plan, codec))
     if (rows, positions, entries) != (receipt.rows, receipt.positions, receipt.entries):
         counted = f"{rows} rows, {positions} positions and {entries} entries"
         yield f"it holds {counted}, not what was published"
@@ -217,7 +218,7 @@ def _content_problems(shard: Shard, receipt: Receipt, plan: Plan) -> Iterator[st
         yield "its first and last key are not those that its footer names"
 
 
-def _wrong(records: Records, plan: Plan) -> Iterator[str]:
+def _wrong(records: Records, plan: Plan, codec: Codec) -> Iterator[str]:
     """Invariants of labels that no checksum covers."""
     labels = records.labels
     if len(labels) == 0:
@@ -228,9 +229,11 @@ def _wrong(records: Records, plan: Plan) -> Iterator[str]:
     if bool(torch.isnan(log_probs).any()) or bool((log_probs > 1e-5).any()):
         yield "log-probs above 0, or NaN"
     # Equal log-probs may stand in any order of ids: their logits need not have been equal.
-    if bool((log_probs[:, :-1] < log_probs[:, 1:]).any()):
+    if codec.ordered and bool((log_probs[:, :-1] < log_probs[:, 1:]).any()):
         yield "entries are not in descending log-prob"
-    in_order = ids.sort(-1).values
+    # Unused entries all name class 0.
+    nowhere = -1 - torch.arange(labels.k)
+    in_order = torch.where(log_probs == -torch.inf, nowhere, ids).sort(-1).values
     if bool((in_order[:, :-1] == in_order[:, 1:]).any()):
         yield "a class is kept twice at one position"
     for place, temperature in enumerate(labels.temperatures):

@@ -114,11 +114,16 @@ def test_a_golden_set_joins_the_rows_it_was_made_from(name: str) -> None:
         list(sl.loader(labels, data, batch_size=1))
 
 
+def printed_readers(folder: Path) -> dict[str, Any]:
+    """The functions that docs/FORMAT.md prints, from one file."""
+    blocks = re.findall(r"```python\n(.*?)```", FORMAT.read_text(), re.DOTALL)
+    (folder / "readers.py").write_text("\n".join(blocks))
+    return runpy.run_path(str(folder / "readers.py"))
+
+
 @by_name
 def test_the_reader_printed_in_the_format_reads_it_too(name: str, tmp_path: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", FORMAT.read_text(), re.DOTALL)
-    (tmp_path / "reader.py").write_text(code)
-    read = runpy.run_path(str(tmp_path / "reader.py"))["read_label_set"]
+    read = printed_readers(tmp_path)["read_label_set"]
     rows = list(read(HERE / name))
     labels = sl.LabelSet.open(HERE / name)
     assert len(rows) == len(labels)
@@ -149,3 +154,23 @@ def test_the_rejects_of_a_golden_set_stand_in_their_table() -> None:
     table = pq.read_table(HERE / "1.0-draft-plain" / "rejects.parquet")
     rejects = [{"unit": 0, **r} for r in SETS["1.0-draft-plain"].units[0].rejects]
     assert table.to_pylist() == rejects
+
+
+def test_the_reader_of_compact_printed_in_the_format_agrees_with_the_library(
+    tmp_path: Path, teacher_dir: Path, rows: list[dict[str, Any]]
+) -> None:
+    read = printed_readers(tmp_path)["read_compact"]
+    labels = sl.precompute(
+        rows[:6], teacher_dir, tmp_path / "set", key="id", max_length=64, codec="compact"
+    )
+    numbers = iter(range(len(labels)))
+    for receipt in labels.receipts:
+        for row in pq.read_table(tmp_path / "set" / receipt.path).to_pylist():
+            ours = labels[next(numbers)]
+            ids, log_probs, log_tails = read(row, labels.plan.codec)
+            assert np.array_equal(np.stack(ids), ours.ids)
+            assert np.allclose(np.stack(log_probs), ours.log_probs, atol=1e-5)
+            assert ours.log_tails is not None
+            assert np.allclose(log_tails, ours.log_tails, atol=1e-5)
+    assert verify(tmp_path / "set").findings == ()
+    assert next(numbers, None) is None

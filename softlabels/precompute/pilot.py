@@ -1,0 +1,50 @@
+"""A pilot: a few short windows labelled before the run, from which a codec learns."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softlabels.inputs.sources import Source
+from softlabels.labelset.plan import Plan
+from softlabels.precompute.label import Labeller, Unit
+from softlabels.selection import TopK
+from softlabels.teachers import Teacher
+
+# Some 1,024 positions, of many samples: which classes are frequent depends on the text more than
+# on how much context came before, and more positions change little.
+_ROWS, _TOKENS = 64, 16
+
+
+def pilot(source: Source, plan: Plan, teacher: Teacher) -> NDArray[np.int64]:
+    """Class ids that are kept in the beginnings of a seeded sample of the data.
+
+    Args:
+        plan: with any codec; its preparation is shortened, its selection kept.
+
+    Returns:
+        any shape; empty for a stream, which can be read only once.
+    """
+    if source.read is None or source.rows is None:
+        return np.empty(0, np.int64)
+    chosen = np.random.default_rng(0).choice(
+        source.rows, min(_ROWS, source.rows), replace=False, shuffle=False
+    )
+    table = source.read(sorted(chosen.tolist()), source.columns)
+    short = plan.preparation.model_copy(
+        update={
+            "max_length": min(_TOKENS, plan.preparation.max_length),
+            "overlap": 0,
+            "on_long": "truncate",
+            "assistant_only": False,
+        }
+    )
+    label = Labeller(
+        teacher,
+        TopK(plan.selection.k),
+        plan.model_copy(update={"preparation": short}),
+        "skip",
+        lambda *_: None,
+    )
+    records, _ = label(Unit(0, table, source.keys(table, 0)))
+    return records.labels.ids.numpy()

@@ -1,0 +1,243 @@
+"""The compact codec: ids exact, every other field within its stated bound, damage found."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from softlabels import SoftLabels, codecs
+from softlabels.codecs import Compact, curves
+from softlabels.codecs import unpack as unpacking
+from softlabels.codecs.idtable import IdTable
+from softlabels.errors import CorruptShardError, InputError, UnsupportedFormatError
+
+# The widths at which an id needs another byte, and one short of them.
+WIDTHS = [1, 2, 255, 256, 257, 65_535, 65_536, 65_537, (1 << 24) + 1]
+TEMPERATURES = (1.0, 2.0)
+
+
+@dataclass(frozen=True)
+class Case:
+    codec: Compact
+    labels: SoftLabels
+    offsets: np.ndarray
+
+    @property
+    def table(self) -> pa.Table:
+        positions = pa.array(np.diff(self.offsets).astype(np.int32))
+        return pa.table({"positions": positions, **self.codec.encode(self.labels, self.offsets)})
+
+
+def make(
+    classes: int, k: int, counts: list[int], *, seed: int, unused: float = 0.0, **options: Any
+) -> Case:
+    """Labels of a random teacher: distinct ids, and what is kept and not kept summing to 1."""
+    rng = np.random.default_rng(seed)
+    positions = sum(counts)
+    ids = np.stack([rng.choice(classes, k, replace=False) for _ in range(positions)] or [[0] * k])
+    ids = ids[:positions]
+    weights = rng.exponential(size=(positions, k + 1)) ** rng.choice([1, 8], (positions, 1))
+    drop = rng.random((positions, k)) < unused
+    drop[:, 0] = False
+    weights[:, :k][drop] = 0
+    if k == classes:
+        weights[:, -1] = 0
+    weights /= weights.sum(1, keepdims=True) if positions else 1
+    with np.errstate(divide="ignore"):
+        log_probs = np.log(weights).astype(np.float32)
+    hard = np.where(rng.random(positions) < 0.3, np.nan, -rng.exponential(3, positions))
+    labels = SoftLabels(
+        ids=torch.from_numpy(np.where(drop, 0, ids).astype(np.int64)),
+        log_probs=torch.from_numpy(np.ascontiguousarray(log_probs[:, :k])),
+        logsumexp=torch.from_numpy(rng.normal(20, 9, positions).astype(np.float32)),
+        log_tails=torch.from_numpy(np.repeat(log_probs[:, -1:], len(TEMPERATURES), 1)),
+        temperatures=TEMPERATURES,
+        hard_log_probs=torch.from_numpy(hard.astype(np.float32)),
+    )
+    frequent = rng.permutation(min(classes, 300))[: rng.integers(0, 300)]
+    table = IdTable(classes, tuple(frequent.tolist()))
+    codec = Compact(classes, k, TEMPERATURES, table, **options)
+    return Case(codec, labels, np.cumsum([0, *counts], dtype=np.int64))
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    classes = draw(st.sampled_from(WIDTHS[:-1]))
+    k = classes if classes <= 257 and draw(st.booleans()) else draw(st.integers(1, min(classes, 9)))
+    counts = draw(st.lists(st.sampled_from([0, 1, 3, 95, 96, 97]), max_size=4))
+    unused = draw(st.sampled_from([0.0, 0.4]))
+    return make(classes, k, counts, seed=draw(st.integers(0, 1 << 20)), unused=unused)
+
+
+def entries(labels: SoftLabels, row: int) -> dict[int, float]:
+    """What is kept at a position, without order."""
+    pairs = zip(labels.ids[row].tolist(), labels.log_probs[row].tolist(), strict=True)
+    return {index: value for index, value in pairs if value != -np.inf}
+
+
+@given(cases())
+@example(make(WIDTHS[-1], 4, [2, 100], seed=1))
+@example(make(256, 256, [1], seed=2))
+@settings(deadline=None, max_examples=60)
+def test_ids_come_back_and_every_value_within_its_bound(case: Case) -> None:
+    found, offsets = case.codec.decode(case.table)
+    labels, scale = case.labels, case.codec.scale
+    assert offsets.tolist() == case.offsets.tolist()
+    for row in range(len(labels)):
+        ours, theirs = entries(found, row), entries(labels, row)
+        assert ours.keys() == theirs.keys()
+        roots = {i: scale * np.exp(v / 3) for i, v in theirs.items()}
+        codes = {i: max(1, round(root)) for i, root in roots.items()}
+        assert all(abs(codes[i] - roots[i]) <= 0.5 or codes[i] == 1 for i in codes)
+        kept = 1 - np.exp(float(found.log_tails[row, 0]))
+        total = sum(code**3 for code in codes.values())
+        for index, value in ours.items():
+            # The oracle rounds halves to even in float64, the codec in float32.
+            close = [3 * np.log(c) for c in (codes[index] - 1, codes[index], codes[index] + 1) if c]
+            off = np.asarray(close) - np.log(total) + np.log(kept) - value
+            assert np.abs(off).min() < 1e-2 * len(codes)
+        assert np.exp(list(ours.values())).sum() == pytest.approx(kept, abs=1e-5)
+    angle = np.arcsin(np.exp(np.stack([labels.log_tails.double(), found.log_tails.double()]) / 2))
+    assert np.abs(angle[0] - angle[1]).max(initial=0) < 0.0047
+    assert torch.equal(labels.log_tails == -torch.inf, found.log_tails == -torch.inf)
+    assert (
+        (labels.logsumexp - found.logsumexp).abs().max().item() <= 2**-11 + 1e-5
+        if len(labels)
+        else True
+    )
+    assert torch.equal(labels.hard_log_probs.isnan(), found.hard_log_probs.isnan())
+    worst = (labels.hard_log_probs - found.hard_log_probs).nan_to_num().abs()
+    assert not len(labels) or worst.max().item() <= 2**-11 + 1e-6
+
+
+@given(cases(), st.data())
+@settings(deadline=None, max_examples=30)
+def test_a_choice_of_records_decodes_to_those_records(case: Case, data: st.DataObject) -> None:
+    rows = len(case.offsets) - 1
+    chosen = data.draw(st.lists(st.integers(0, rows - 1), max_size=5)) if rows else []
+    whole, _ = case.codec.decode(case.table)
+    found, offsets = case.codec.decode(case.table.take(pa.array(chosen, pa.int64())))
+    wanted = [np.arange(case.offsets[row], case.offsets[row + 1]) for row in chosen]
+    index = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *wanted]))
+    assert torch.equal(found.ids, whole.ids[index])
+    assert torch.equal(found.log_probs, whole.log_probs[index])
+    assert offsets.tolist() == np.cumsum([0, *map(len, wanted)]).tolist()
+
+
+@given(cases())
+@settings(deadline=None, max_examples=30)
+def test_compiled_and_plain_unpacking_give_equal_arrays(case: Case) -> None:
+    assert unpacking._compiled() is not None, "numba belongs to the test extra"
+    compiled, _ = case.codec.decode(case.table)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(unpacking, "_compiled", lambda: None)
+        plain, _ = case.codec.decode(case.table)
+    assert torch.equal(compiled.ids, plain.ids)
+    assert torch.equal(compiled.log_probs, plain.log_probs)
+
+
+def test_the_added_kl_of_a_peaked_and_a_flat_teacher_is_small() -> None:
+    case = make(50_000, 64, [400], seed=3)
+    found, _ = case.codec.decode(case.table)
+    ours, order = found.ids.sort(-1)
+    theirs, by = case.labels.ids.sort(-1)
+    assert torch.equal(ours, theirs)
+    p = case.labels.log_probs_at(1.0).double().gather(-1, by)
+    q = found.log_probs_at(1.0).double().gather(-1, order)
+    rest_p, rest_q = case.labels.log_tail(1.0).double(), found.log_tail(1.0).double()
+    kl = (p.exp() * (p - q)).sum(-1) + rest_p.exp() * (rest_p - rest_q)
+    assert 0 <= kl.mean().item() < 1.5e-4
+
+
+def test_every_flipped_bit_of_a_record_is_found() -> None:
+    case = make(1000, 4, [100, 2], seed=4)
+    table = case.table
+    blobs = table["packed"].to_pylist()
+    for row, blob in enumerate(blobs):
+        for place in range(0, len(blob) - 1, 1 + len(blob) // 60):
+            damaged = bytearray(blob)
+            damaged[place] ^= 1 << place % 8
+            changed = [bytes(damaged) if i == row else b for i, b in enumerate(blobs)]
+            bad = table.set_column(2, "packed", pa.array(changed, pa.binary()))
+            try:
+                found, _ = case.codec.decode(bad)
+            except CorruptShardError:
+                continue
+            assert torch.equal(found.ids, case.codec.decode(table)[0].ids), place
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("positions", [3, 2]), ("entries", [399, 8]), ("entries", [401, 8]), ("positions", [-1, 2])],
+)
+def test_columns_that_contradict_each_other_are_corrupt(name: str, value: list[int]) -> None:
+    table = make(1000, 4, [100, 2], seed=5).table
+    index = table.schema.get_field_index(name)
+    with pytest.raises(CorruptShardError):
+        make(1000, 4, [1], seed=5).codec.decode(
+            table.set_column(index, name, pa.array(value, pa.int32()))
+        )
+
+
+def test_a_rank_beyond_the_classes_is_corrupt_and_reads_no_other_memory() -> None:
+    case = make(1000, 4, [3], seed=6)
+    smaller = replace(case.codec, classes=257, table=IdTable(257))
+    case.labels.ids[0] = torch.tensor([996, 997, 998, 999])
+    table = replace(case, codec=replace(case.codec, table=IdTable(1000))).table
+    with pytest.raises(CorruptShardError, match="beyond"):
+        smaller.decode(table)
+
+
+def test_what_cannot_be_written_is_refused() -> None:
+    case = make(1000, 4, [3], seed=7)
+    twice = case.labels.ids.clone()
+    twice[0, :2] = twice[0, 0]
+    beyond = case.labels.ids + 1000
+    for changed, words in [
+        (replace(case.labels, ids=twice), "twice"),
+        (replace(case.labels, ids=beyond), "not within"),
+        (replace(case.labels, logsumexp=None), "logsumexp"),
+        (replace(case.labels, log_tails=None, temperatures=()), "temperatures|log tails"),
+        (replace(case.labels, logsumexp=torch.full((3,), 1e9)), "outside"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            case.codec.encode(changed, case.offsets)
+
+
+def test_normalised_labels_have_no_logsumexp() -> None:
+    case = make(1000, 4, [3], seed=8, logits_known=False)
+    found, _ = case.codec.decode(replace(case, labels=replace(case.labels, logsumexp=None)).table)
+    assert found.logsumexp is None
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_a_codec_comes_back_from_its_json(k: int) -> None:
+    codec = make(70_000, k, [], seed=9).codec
+    assert codecs.from_json(json.loads(json.dumps(codec.to_json()))) == codec
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("table", "!"), ("table", "AAAA"), ("scale", 0), ("scale", 256), ("k", 0), ("classes", 2)],
+)
+def test_settings_that_no_codec_wrote_are_refused(name: str, value: Any) -> None:
+    data = make(1000, 4, [], seed=10).codec.to_json()
+    with pytest.raises(UnsupportedFormatError, match="compact"):
+        codecs.from_json({**data, name: value})
+
+
+def test_tail_codes_are_monotonic_and_reach_both_ends() -> None:
+    tails = curves.code_log_tails()
+    assert tails[0] == -np.inf
+    assert (np.diff(tails[1:]) > 0).all()
+    assert curves.tail_codes(tails).tolist() == list(range(256))
+    assert np.exp(tails[1]) < 1e-8
+    assert -np.expm1(tails[255].astype(np.float64)) > 0

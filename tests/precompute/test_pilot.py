@@ -1,0 +1,102 @@
+"""A codec that learns from a pilot: what it sees, and what a second run makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import softlabels as sl
+from softlabels.codecs import Compact
+from softlabels.labelset.verify import verify
+
+Precompute = Callable[..., sl.LabelSet]
+
+
+def table_of(labels: sl.LabelSet) -> tuple[int, ...]:
+    assert isinstance(labels.codec, Compact)
+    return labels.codec.table.frequent
+
+
+def test_a_compact_set_holds_what_a_plain_one_holds(
+    tmp_path: Path, precompute: Precompute, pristine: Path
+) -> None:
+    compact = precompute(tmp_path / "set", codec="compact")
+    plain = sl.LabelSet.open(pristine)
+    assert verify(compact.root).findings == ()
+    for ours, theirs in zip(compact[:], plain[:], strict=True):
+        ours, theirs = ours.sorted(), theirs.sorted()
+        assert torch.equal(ours.ids.sort(-1).values, theirs.ids.sort(-1).values)
+        kl = sl.losses.kl_divergence(theirs.log_probs_at(1.0).new_zeros(len(ours), 16), ours)
+        assert torch.isfinite(kl).all()
+        assert (ours.log_probs_at(2.0).exp() - theirs.log_probs_at(2.0).exp()).abs().max() < 0.01
+        assert (ours.logsumexp - theirs.logsumexp).abs().max() <= 2**-11 + 1e-5
+    for batch in sl.loader(compact, batch_size=2, seed=0):
+        assert batch["soft_labels"].mask.any()
+
+
+def test_the_ids_of_the_pilot_come_first_in_the_table(
+    tmp_path: Path, precompute: Precompute
+) -> None:
+    labels = precompute(tmp_path / "set", codec="compact")
+    ids = np.concatenate([record.ids[record.mask].numpy().ravel() for record in labels[:]])
+    counts = np.bincount(ids, minlength=16)
+    # The pilot sees most of these six short samples, but not every window of the long one.
+    assert set(table_of(labels)) <= set(np.flatnonzero(counts).tolist())
+    assert counts[list(table_of(labels)[:4])].sum() > counts[list(table_of(labels)[-4:])].sum()
+
+
+def test_a_second_run_takes_the_table_of_the_first_and_asks_the_teacher_nothing(
+    tmp_path: Path, precompute: Precompute
+) -> None:
+    asked = 0
+    weights = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
+
+    def teacher(ids: torch.Tensor) -> torch.Tensor:
+        nonlocal asked
+        asked += 1
+        return weights[ids]
+
+    def run() -> sl.LabelSet:
+        known = sl.teachers.from_callable(teacher, name="t", version="1", classes=16)
+        return precompute(tmp_path / "set", teacher=known, codec="compact")
+
+    first = run()
+    assert asked
+    asked = 0
+    shard = first.root / "data" / "train-00001.parquet"
+    before, data = table_of(first), shard.read_bytes()
+    run()
+    assert asked == 0
+    shard.unlink()
+    assert table_of(run()) == before
+    assert shard.read_bytes() == data
+
+
+def test_the_pilot_stumbles_over_no_sample(
+    tmp_path: Path, precompute: Precompute, id_rows: list[dict[str, Any]]
+) -> None:
+    rows = [*id_rows, {"id": "void", "ids": []}]
+    with pytest.raises(sl.errors.LabellingError, match="void"):
+        precompute(tmp_path / "stops", rows, codec="compact")
+    labels = precompute(tmp_path / "skips", rows, codec="compact", on_error="skip")
+    assert labels.totals.rejects == 1
+    assert table_of(labels)
+
+
+def test_a_stream_is_read_once_so_its_table_is_empty(
+    tmp_path: Path, precompute: Precompute, id_rows: list[dict[str, Any]]
+) -> None:
+    labels = precompute(tmp_path / "set", iter(id_rows), codec="compact")
+    assert table_of(labels) == ()
+    assert verify(labels.root).findings == ()
+
+
+def test_another_codec_is_another_recipe(tmp_path: Path, precompute: Precompute) -> None:
+    precompute(tmp_path / "set", codec="compact")
+    with pytest.raises(sl.errors.PlanMismatchError, match=r"codec\.name"):
+        precompute(tmp_path / "set")
