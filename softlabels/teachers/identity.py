@@ -15,6 +15,7 @@ class TeacherIdentity(BaseModel):
         name: a model's name or folder name, never a full path; or a callable's `name`.
         revision: a commit, a tag, or a callable's `version`.
         weights: xxh3-128 (hex) of the state dict; None for callables that are no modules.
+        config: xxh3-128 (hex) of the settings that the weights run under; None without any.
         dtype: of the parameters, e.g. "float32".
         engine: what ran it, e.g. "transformers".
         engine_version: its version.
@@ -27,6 +28,7 @@ class TeacherIdentity(BaseModel):
     name: str
     revision: str | None
     weights: str | None
+    config: str | None = None
     dtype: str | None
     engine: str
     engine_version: str

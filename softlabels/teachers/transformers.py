@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+import xxhash
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -117,6 +119,7 @@ class CausalLM:
             name=self._path if on_hub else local_name,
             revision=commit or self._revision,
             weights=weights_digest(self.model),
+            config=_config_digest(self.model.config),
             dtype=dtype_name(self.model),
             engine="transformers",
             engine_version=transformers.__version__,
@@ -208,6 +211,21 @@ def _is_of_tokenizer(file: Path) -> bool:
     # tokenizer.json, tokenizer_config.json, vocab.json, vocab.txt, tekken.json, spiece.model, …
     known = file.name.startswith(("tokenizer", "vocab", "tekken"))
     return known or file.suffix in (".model", ".tiktoken")
+
+
+# What a config says beside how the weights are used.
+_NOT_THE_FORWARD = frozenset({"transformers_version", "dtype", "torch_dtype", "architectures"})
+
+
+def _config_digest(config: Any) -> str:
+    """Of the settings that differ from the defaults: a rotary base, a soft cap, a window."""
+    found = {
+        name: value
+        for name, value in config.to_diff_dict().items()
+        if name not in _NOT_THE_FORWARD and not name.startswith("_")
+    }
+    data = json.dumps(found, sort_keys=True, separators=(",", ":"), default=str)
+    return xxhash.xxh3_128_hexdigest(data.encode())
 
 
 def _usable(device: str | torch.device) -> torch.device:

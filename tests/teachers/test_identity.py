@@ -202,3 +202,27 @@ def test_a_broken_tokenizer_is_an_error_and_not_none(tmp_path: Path, teacher_dir
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(TeacherError, match="cannot be loaded"):
         causal_lm(folder).tokenizer
+
+
+def test_the_same_weights_under_another_rotary_base_are_another_teacher(
+    teacher_dir: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(teacher_dir, tmp_path / "copy"))
+    before = causal_lm(copy).identity
+    config = json.loads((copy / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = 12_345.0
+    (copy / "config.json").write_text(json.dumps(config))
+    after = causal_lm(copy).identity
+    assert after.weights == before.weights
+    assert after.config != before.config
+
+
+def test_a_version_of_the_engine_in_the_config_changes_nothing(
+    teacher_dir: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(teacher_dir, tmp_path / "copy"))
+    before = causal_lm(copy).identity
+    config = json.loads((copy / "config.json").read_text())
+    config |= {"transformers_version": "5.0.0", "_model_name_or_path": "elsewhere"}
+    (copy / "config.json").write_text(json.dumps(config))
+    assert causal_lm(copy).identity == before
