@@ -163,8 +163,10 @@ def shard_table(receipts: Sequence[Receipt]) -> bytes:
 def parse_shard_table(data: bytes, *, where: str) -> list[Receipt]:
     """Validate shards.parquet; raises `LabelSetError`."""
     try:
-        # Read by its own threads, a table sometimes aborts the process at its exit (Arrow 26).
-        table = pq.read_table(io.BytesIO(data), page_checksum_verification=True, use_threads=False)
+        # pq.read_table, even without threads of its own, sometimes aborts the process at its exit
+        # ("terminate called without an active exception", Arrow 26).
+        file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
+        table = file.read(use_threads=False)
         rows: list[dict[str, Any]] = table.to_pylist()
         return [Receipt.model_validate(row) for row in rows]
     except (pa.ArrowException, OSError) as error:
