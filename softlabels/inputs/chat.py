@@ -43,8 +43,13 @@ def assistant_spans(
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = render(tokenizer, messages[:index], answer=True) if index else ""
         after = render(tokenizer, messages[: index + 1])
+        if index:
+            before = render(tokenizer, messages[:index], answer=True)
+        else:
+            # Nothing precedes it but what the template itself puts there: look for the opening.
+            opening = render(tokenizer, messages[:1], answer=True).removeprefix(after)
+            before = after[: after.find(opening) + len(opening)] if opening in after else "\0"
         if not (after.startswith(before) and text.startswith(after)):
             raise InputError(
                 f"the chat template does not write message {index} as a continuation of what "

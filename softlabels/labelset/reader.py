@@ -84,7 +84,7 @@ class LabelSet:
             UnsupportedFormatError: of a version or with a feature that is not known here.
             CorruptShardError: a shard is missing or has another size than it should.
         """
-        root = Path(path)
+        root = Path(path).absolute()
         if not layout.is_label_set(root):
             found = "there is no such folder" if not root.is_dir() else f"no {layout.PLAN} in it"
             raise LabelSetError(

@@ -108,8 +108,6 @@ def _row_groups(records: Records) -> Iterable[tuple[int, int]]:
         if held >= ROW_GROUP_POSITIONS or stop == len(records):
             yield start, stop
             start = stop
-    if not len(records):
-        yield 0, 0
 
 
 class Shard:

@@ -81,10 +81,12 @@ def verify(root: Path) -> Report:
     digest = plans.digest(plan_bytes)
     try:
         plan = plans.parse(plan_bytes, where=layout.PLAN)
-        plan.make_codec()
+        codec = plan.make_codec()
     except UnsupportedFormatError as error:
         return Report(finished, 0, 0, 0, (Finding(layout.PLAN, str(error)),))
-    found, findings = _finished(root, plan, digest) if finished else _unfinished(root, digest)
+    found, findings = (
+        _finished(root, plan, digest) if finished else _unfinished(root, digest, codec)
+    )
     if any(finding.file == layout.PLAN for finding in findings):
         # Held to another plan, every shard would look wrong.
         return Report(finished, 0, 0, 0, tuple(findings))
@@ -158,7 +160,7 @@ def _finished(root: Path, plan: Plan, digest: str) -> tuple[list[Receipt], list[
     return shards, [*findings, *_strays(root, shards)]
 
 
-def _unfinished(root: Path, digest: str) -> tuple[list[Receipt], list[Finding]]:
+def _unfinished(root: Path, digest: str, codec: Codec) -> tuple[list[Receipt], list[Finding]]:
     found, findings = [], []
     for path in sorted((root / layout.RECEIPTS).glob("*.json")):
         name = f"{layout.RECEIPTS}/{path.name}"
@@ -168,6 +170,16 @@ def _unfinished(root: Path, digest: str) -> tuple[list[Receipt], list[Finding]]:
             findings.append(Finding(name, str(error)))
     if found and not _made_under(root, digest):
         findings.append(Finding(layout.PLAN, _CHANGED_PLAN))
+    with_receipt = {receipt.path for receipt in found}
+    for path in sorted((root / layout.DATA).glob("*")):
+        name = f"{layout.DATA}/{path.name}"
+        if name in with_receipt:
+            continue
+        # A shard whose receipt was lost is no fault: it can be computed again.
+        try:
+            found.append(Shard(path, receipt=None, name=name).make_receipt(path, codec))
+        except CorruptShardError as error:
+            findings.append(Finding(name, str(error).removeprefix(f"{name}: ")))
     return found, findings
 
 

@@ -228,6 +228,8 @@ def _check_before_loading(
 ) -> None:
     """What can be known to fail before weights are loaded."""
     selection.check_classes(teacher.classes)
+    if len(set(temperatures)) != len(temperatures):
+        raise InputError(f"temperatures {tuple(temperatures)} name one twice; name each once")
     for temperature in temperatures:
         if not 0 < temperature < float("inf"):
             raise InputError(f"temperature {temperature} is not a positive number")

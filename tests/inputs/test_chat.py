@@ -214,3 +214,22 @@ def test_a_tokenizer_that_does_not_say_where_tokens_stand_is_refused_for_assista
     assert len(windows_of([[USER, ANSWER]], slow)) == 1
     with pytest.raises(InputError, match="ByT5Tokenizer does not tell; use a fast tokenizer"):
         windows_of([[USER, ANSWER]], slow, assistant_only=True)
+
+
+def test_what_a_template_puts_before_a_first_assistant_turn_is_not_the_assistants(
+    tokenizer: Any,
+) -> None:
+    from copy import deepcopy
+
+    from softlabels.inputs.chat import assistant_spans, render
+
+    own = deepcopy(tokenizer)
+    own.chat_template = "<|im_start|>system\nBe kind.<|im_end|>\n" + tokenizer.chat_template
+    messages = [
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "yes"},
+    ]
+    text = render(own, messages)
+    spans = [text[start:stop] for start, stop in assistant_spans(own, messages, text)]
+    assert spans == ["Hello<|im_end|>\n", "yes<|im_end|>\n"]

@@ -368,3 +368,13 @@ def test_a_repeated_key_is_found_and_repair_drops_nothing(
     assert '"twice"' in finding.problem
     assert run(["verify", str(root), "--repair"]) == 1
     assert digests(root) == before
+
+
+def test_shards_without_a_receipt_are_looked_at_too(tiny: Path) -> None:
+    (tiny / "manifest.json").unlink()
+    assert verify(tiny).findings == ()
+    assert verify(tiny).shards == 2
+    (tiny / FIRST).write_bytes(b"garbage")
+    (tiny / "data" / "stray.txt").write_text("x")
+    found = {finding.file for finding in verify(tiny).findings}
+    assert found == {FIRST, "data/stray.txt"}

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import softlabels as sl
 from softlabels.errors import CorruptShardError, JoinError, LabelSetError
 from softlabels.labelset import reader
+from softlabels.labelset.verify import verify
 
 Precompute = Callable[..., sl.LabelSet]
 KEYS = [("s0", 0), ("s1", 0), ("s1", 1), ("s1", 2), *((f"s{i}", 0) for i in range(2, 6))]
@@ -267,3 +268,14 @@ def test_a_pickled_set_reads_the_same_records_or_fails(
     shutil.copy(tiny / "data/train-00000.parquet", tiny / "data/train-00001.parquet")
     with pytest.raises(CorruptShardError, match="train-00001"):
         list(pickle.loads(data))
+
+
+def test_datasets_reads_a_set_with_a_unit_of_rejects_alone(
+    tmp_path: Path, precompute: Any, id_rows: list[dict[str, Any]]
+) -> None:
+    void = [{"id": f"void-{i}", "ids": []} for i in range(3)]
+    rows = [*id_rows[:3], *void, *id_rows[3:]]
+    labels = precompute(tmp_path / "labels", rows, on_error="skip")
+    assert [receipt.rows for receipt in labels.receipts][1] == 0
+    assert labels.to_dataset()["key"] == labels.identities["key"].to_pylist()
+    assert verify(labels.root).findings == ()

@@ -39,6 +39,7 @@ def test_a_callable_gives_the_wanted_positions_in_row_major_order() -> None:
         "name": "table",
         "revision": "1",
         "weights": None,
+        "config": None,
         "dtype": None,
         "engine": "callable",
         "classes": 7,
