@@ -163,6 +163,9 @@ class SoftLabels:
         return {name: getattr(self, name) for name in _TENSORS if getattr(self, name) is not None}
 
 
+# Where there is no hard label: what torch.nn.functional.cross_entropy ignores.
+NO_LABEL = -100
+
 _REQUIRED = frozenset({"ids", "log_probs"})
 _WITH_LAST_AXIS = frozenset({"ids", "log_probs", "log_tails"})
 _TENSORS = ("ids", "log_probs", "logsumexp", "log_tails", "hard_log_probs", "mask")

@@ -44,13 +44,8 @@ def assistant_spans(
         if message["role"] != "assistant":
             continue
         after = render(tokenizer, messages[: index + 1])
-        if index:
-            before = render(tokenizer, messages[:index], answer=True)
-        else:
-            # Nothing precedes it but what the template itself puts there: look for the opening.
-            opening = render(tokenizer, messages[:1], answer=True).removeprefix(after)
-            before = after[: after.find(opening) + len(opening)] if opening in after else "\0"
-        if not (after.startswith(before) and text.startswith(after)):
+        before = _before(tokenizer, messages, index, after)
+        if before is None or not (after.startswith(before) and text.startswith(after)):
             raise InputError(
                 f"the chat template does not write message {index} as a continuation of what "
                 "precedes it, so the assistant's turns cannot be found; label all positions "
@@ -58,3 +53,13 @@ def assistant_spans(
             )
         spans.append((len(before), len(after)))
     return spans
+
+
+def _before(tokenizer: Any, messages: list[dict[str, Any]], index: int, after: str) -> str | None:
+    """The text up to and with the opening of an assistant's turn; None if it cannot be found."""
+    if index:
+        return render(tokenizer, messages[:index], answer=True)
+    # Nothing precedes it but what the template itself puts there: look for the opening.
+    opening = render(tokenizer, messages[:1], answer=True).removeprefix(after)
+    found = after.find(opening)
+    return None if found < 0 else after[: found + len(opening)]

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from softlabels.errors import CorruptShardError, quoted
-from softlabels.labels import SoftLabels
+from softlabels.labels import NO_LABEL, SoftLabels
 from softlabels.labelset.records import Records
 
-NO_LABEL = -100
 # What `collate` puts into a batch.
 FIELDS = ("input_ids", "attention_mask", "soft_labels", "next_ids", "key", "part")
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from softlabels.labels import NO_LABEL
 from softlabels.losses.divergences import rest_bucket_kl
-
-NO_LABEL = -100
 
 
 def next_tokens(

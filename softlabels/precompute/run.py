@@ -249,8 +249,9 @@ def _codec(
     name: str, plan: Plan, earlier: Plan | None, ids: Callable[[], NDArray[np.int64]]
 ) -> dict[str, Any]:
     """The codec's JSON; the one of an earlier run was made for its data and stays."""
-    if earlier is not None and earlier.codec.get("name") == name:
-        return earlier.codec
+    if earlier is not None:
+        # Another name is refused when the plans are compared; no pilot needs to run for that.
+        return earlier.codec if earlier.codec.get("name") == name else {"name": name}
     needs = codecs.Needs(
         classes=plan.teacher.classes,
         k=plan.selection.k,

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from delivered import contents
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,23 +27,6 @@ from softlabels.loading import join
 
 Precompute = Callable[..., sl.LabelSet]
 Samples = list[dict[str, Any]]
-
-
-def contents(loader: Any) -> dict[tuple[Any, int], tuple[Any, ...]]:
-    """What each record's row of a batch holds, whatever the order."""
-    found = {}
-    for batch in loader:
-        for row, key in enumerate(batch["key"]):
-            length = int(batch["attention_mask"][row].sum())
-            soft = batch["soft_labels"][row]
-            found[key, int(batch["part"][row])] = (
-                batch["input_ids"][row, :length].tolist(),
-                soft.ids[:length].tolist(),
-                soft.log_probs[:length].tolist(),
-                soft.mask[:length].tolist(),
-                int(batch["next_ids"][row]),
-            )
-    return found
 
 
 def changed(samples: Samples, row: int, **values: Any) -> Samples:

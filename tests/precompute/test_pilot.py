@@ -96,7 +96,17 @@ def test_a_stream_is_read_once_so_its_table_is_empty(
     assert verify(labels.root).findings == ()
 
 
-def test_another_codec_is_another_recipe(tmp_path: Path, precompute: Precompute) -> None:
-    precompute(tmp_path / "set", codec="compact")
-    with pytest.raises(sl.errors.PlanMismatchError, match=r"codec\.name"):
-        precompute(tmp_path / "set")
+@pytest.mark.parametrize("names", [("compact", "plain"), ("plain", "compact")])
+def test_another_codec_is_refused_in_a_line_and_before_a_pilot_runs(
+    tmp_path: Path, precompute: Precompute, names: tuple[str, str]
+) -> None:
+    first, second = names
+    precompute(tmp_path / "set", codec=first)
+
+    def teacher(_: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("the teacher was asked")
+
+    known = sl.teachers.from_callable(teacher, name="table", version="1", classes=16)
+    with pytest.raises(sl.errors.PlanMismatchError, match=rf'codec\.name was "{first}"') as caught:
+        precompute(tmp_path / "set", teacher=known, codec=second)
+    assert str(caught.value).count("codec.") == 1
