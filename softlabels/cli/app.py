@@ -72,7 +72,9 @@ def show(
     ] = None,
     /,
     *,
-    part: Annotated[int, Parameter(help="Which window of the sample.")] = 0,
+    part: Annotated[
+        int | None, Parameter(help="Which window of the sample; the first labelled one by default.")
+    ] = None,
     view: Annotated[int, Parameter(help="Which view of the sample.")] = 0,
     start: Annotated[int, Parameter(help="First position shown.")] = 0,
     positions: Annotated[

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 
 from softlabels.cli.screen import Screen
 from softlabels.errors import InputError, LabelSetError, quoted
@@ -63,7 +64,10 @@ def show_info(directory: Path, *, as_json: bool) -> int:
 
 @dataclass(frozen=True)
 class Window:
-    """Which part of a record is shown: positions from `start`, `top` classes at each, or all."""
+    """What of a record is shown: labelled positions from `start` on, `top` classes at each.
+
+    None for `positions` and `top` means all.
+    """
 
     start: int = 0
     positions: int | None = None
@@ -75,19 +79,23 @@ class Window:
             if value is not None and value < least:
                 raise InputError(f"--{name} is {value}; it must be at least {least}")
 
-    def stop(self, length: int) -> int:
-        """The first position that is not shown, of a record of so many."""
-        return length if self.positions is None else min(length, self.start + self.positions)
+    def of(self, mask: Tensor) -> tuple[list[int], int]:
+        """The positions shown, of a record's mask, and how many labelled ones come after them."""
+        if self.start >= len(mask):
+            raise InputError(f"--start is {self.start}; the record has {len(mask)} positions")
+        labelled = [t for t in mask.nonzero().flatten().tolist() if t >= self.start]
+        shown = labelled[: self.positions]
+        return shown, len(labelled) - len(shown)
 
 
 def show_record(
-    directory: Path, key: str | None, part: int, view: int, *, window: Window, as_json: bool
+    directory: Path, key: str | None, part: int | None, view: int, *, window: Window, as_json: bool
 ) -> int:
     """Tokens of one record, and what the teacher believed would follow each."""
     labels = LabelSet.open(directory, unfinished=True)
     if not len(labels):
         raise InputError(f"{directory} holds no records yet")
-    number = 0 if key is None else labels.index(_key(labels, key), part=part, view=view)
+    number = _record_number(labels, key, part, view)
     records, row = labels.record(number)
     found = records.record_labels(row)
     if not labels.codec.ordered:
@@ -101,8 +109,8 @@ def show_record(
     following = None
     if tokens is not None and records.next_ids is not None:
         following = [*tokens[1:], int(records.next_ids[row])]
-    stop = window.stop(len(found))
     assert found.mask is not None
+    shown, rest = window.of(found.mask)
     lines = [
         {
             "position": t,
@@ -114,19 +122,29 @@ def show_record(
             "logsumexp": _number(found.logsumexp, t),
             "log_tails": [] if found.log_tails is None else found.log_tails[t].tolist(),
         }
-        for t in range(window.start, stop)
-        if bool(found.mask[t])
+        for t in shown
     ]
     if as_json:
-        shown = {**identity, "length": len(found), "temperatures": found.temperatures}
-        print(json.dumps(_finite({**shown, "positions": lines}), allow_nan=False))
+        record = {**identity, "length": len(found), "temperatures": found.temperatures}
+        print(json.dumps(_finite({**record, "positions": lines}), allow_nan=False))
         return 0
     title = f"key {_safe(str(identity['key']))}, part {identity['part']}: {len(found)} positions"
     # Probabilities are shown at T = 1, so only that tail adds up with them.
     tail = found.temperatures.index(1.0) if 1.0 in found.temperatures else None
-    table = _record_table(lines, _decoder(labels), tail=tail, title=title, rest=len(found) - stop)
+    table = _record_table(lines, _decoder(labels), tail=tail, title=title, rest=rest)
     Screen(soft_wrap=False).print(table)
     return 0
+
+
+def _record_number(labels: LabelSet, key: str | None, part: int | None, view: int) -> int:
+    """The record asked for; by default the first one, of a key or of the set."""
+    if key is None:
+        return 0
+    wanted = _key(labels, key)
+    if part is None:
+        # The first windows of a chat may hold nothing to label.
+        part = next(iter(labels.parts(wanted)), 0)
+    return labels.index(wanted, part=part, view=view)
 
 
 def _record_table(

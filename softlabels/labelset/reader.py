@@ -215,9 +215,14 @@ class LabelSet:
             row = self.identities.slice(number, 1)
             if row["part"][0].as_py() == part and row["view"][0].as_py() == view:
                 return number
+        if self.parts(key):
+            raise JoinError(
+                f"key {quoted(key)} has no record of part {part}, view {view} in {self.root}; its "
+                f"labelled parts are {', '.join(map(str, self.parts(key)))}"
+            )
         first = self.identities["key"].slice(0, 1).to_pylist()
         raise JoinError(
-            f"no record with key {quoted(key)}, part {part}, view {view} in {self.root}; keys are "
+            f"no record with key {quoted(key)} in {self.root}; keys are "
             f"{self.plan.data.key_type}, the first is {quoted(first[0]) if first else 'missing'}"
         )
 

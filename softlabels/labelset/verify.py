@@ -75,7 +75,8 @@ def verify(root: Path) -> Report:
         LabelSetError: this is not a label set at all.
     """
     if not layout.is_label_set(root):
-        raise LabelSetError(f"{root} is not a label set: no {layout.PLAN} in it")
+        why = f"no {layout.PLAN} in it" if root.is_dir() else "there is no such folder"
+        raise LabelSetError(f"{root} is not a label set: {why}")
     finished = (root / layout.MANIFEST).is_file()
     plan_bytes = (root / layout.PLAN).read_bytes()
     digest = plans.digest(plan_bytes)

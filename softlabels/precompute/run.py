@@ -102,6 +102,10 @@ def precompute(
     root = Path(out)
     check_directory(root)
     selection = TopK(64) if selection is None else selection
+    if not isinstance(selection, TopK):
+        raise InputError(f"selection is {selection!r}; expected softlabels.TopK(k)")
+    if isinstance(temperatures, (str, bytes)) or not isinstance(temperatures, Sequence):
+        raise InputError(f"temperatures is {temperatures!r}; expected a list of numbers")
     _check_choices(on_error, unit_rows=unit_rows, batch_tokens=batch_tokens)
     source = open_source(data, column=column, key=key, limit=limit)
     source.check_unique_keys()
@@ -231,7 +235,7 @@ def _check_before_loading(
     if len(set(temperatures)) != len(temperatures):
         raise InputError(f"temperatures {tuple(temperatures)} name one twice; name each once")
     for temperature in temperatures:
-        if not 0 < temperature < float("inf"):
+        if not isinstance(temperature, (int, float)) or not 0 < temperature < float("inf"):
             raise InputError(f"temperature {temperature} is not a positive number")
     if teacher.max_length is not None and preparation.max_length > teacher.max_length:
         raise InputError(

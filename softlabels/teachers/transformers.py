@@ -63,6 +63,11 @@ class CausalLM:
         self._path = str(model)
         if not _may_be_on_hub(self._path) and self._folder is None:
             raise TeacherError(f"the teacher {quoted(self._path)}: there is no such folder")
+        if revision is not None and self._folder is not None:
+            raise TeacherError(
+                f"the teacher {quoted(self._path)} is a folder, which has no revision "
+                f"{quoted(revision)}; leave out revision= (--revision)"
+            )
         self.config = self._from_pretrained(transformers.AutoConfig)
         self.device = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._dtype = dtype or (torch.float32 if self.device.type == "cpu" else "auto")

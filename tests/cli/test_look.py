@@ -254,3 +254,34 @@ def test_a_corrupt_shard_met_while_reading_exits_1(softlabels: Any, tiny: Path) 
     assert done.err.count("\n") == 1
     with pytest.raises(Exception, match=r"footer|Parquet|magic"):
         pq.read_table(shard)
+
+
+def test_show_begins_where_labels_begin(softlabels: Any, teacher_dir: Path, tmp_path: Path) -> None:
+    """The first windows of a chat, and the first tokens of a window, may have no labels."""
+    question = " ".join(["why"] * 40)
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": "so be it"}]
+    labels = sl.precompute(
+        [{"id": 7, "messages": messages}], teacher_dir, tmp_path / "set", column="messages",
+        key="id", assistant_only=True, max_length=16, selection=sl.TopK(4),
+    )  # fmt: skip
+    first = labels.parts(7)[0]
+    assert first > 0
+    found = softlabels("show", tmp_path / "set", "7", "--json").json
+    mask = labels.get(7, part=first).mask
+    assert mask is not None
+    assert found["part"] == first
+    assert [p["position"] for p in found["positions"]] == mask.nonzero().flatten().tolist()
+    table = softlabels("show", tmp_path / "set", "7", "--positions", 1).out
+    assert f"{int(mask.sum()) - 1} more positions" in table
+    assert f"│ {found['positions'][0]['position']} " in table
+    done = softlabels("show", tmp_path / "set", "7", "--start", len(mask))
+    assert done.code == 2
+    assert f"the record has {len(mask)} positions" in done.err
+    done = softlabels("show", tmp_path / "set", "7", "--part", 0)
+    assert f"its labelled parts are {first}" in done.err
+
+
+def test_verify_of_nothing_says_that_there_is_nothing(softlabels: Any, tmp_path: Path) -> None:
+    done = softlabels("verify", tmp_path / "nowhere")
+    assert done.code == 2
+    assert "there is no such folder" in done.err

@@ -234,3 +234,8 @@ def test_a_device_that_is_not_there_is_refused_before_weights_are_loaded(
 ) -> None:
     with pytest.raises(TeacherError, match=device):
         causal_lm(teacher_dir, device=device)
+
+
+def test_a_folder_has_no_revision(teacher_dir: Path) -> None:
+    with pytest.raises(TeacherError, match="is a folder"):
+        causal_lm(teacher_dir, revision="main")
