@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import zstandard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -241,3 +242,35 @@ def test_tail_codes_are_monotonic_and_reach_both_ends() -> None:
     assert curves.tail_codes(tails).tolist() == list(range(256))
     assert np.exp(tails[1]) < 1e-8
     assert -np.expm1(tails[255].astype(np.float64)) > 0
+
+
+# Two records as docs/FORMAT.md has them, worked out by hand. Ranks: 7 is the 0th, 0 to 6 the 1st to
+# 7th, all others their own.
+GAPS = [0, 3, 1, 0x29], [0, 0, 0, 0x01]  # ranks 0 and 4; 1 and 299
+CODES = [137 - 108, 0, 86 - 17, 0]  # p = ½ and ¼; ⅛ and 10⁻³
+FLOORS, TAILS = [108, 17], [0, 128]  # no tail; a tail of ½
+LOGSUMEXPS = [0, 0], [4, 0xF6], [0, 0xFF], [0x80, 0x7F]  # 1 and −2.5
+HARD = [0, 2], [0, 6], [0, 0], [0, 0]  # none; −1.5
+FULL = [GAPS[0], GAPS[1], CODES, FLOORS, TAILS, *LOGSUMEXPS, *HARD]
+# One position with one of two entries, rank 6, p = 1; logsumexp 0, hard label −∞; its count.
+RAGGED = [[6, 0], [0], [172], [0], [0, 0, 0, 0x80], [1, 0, 0, 0], [1, 0, 0, 0]]
+
+
+def test_the_bytes_of_a_record_are_those_of_the_format() -> None:
+    codec = Compact(300, 2, (1.0,), IdTable(300, (7,)))
+    kept = torch.tensor([[0.5, 0.25], [0.001, 0.125], [1.0, 0.0]]).log()
+    labels = SoftLabels(
+        ids=torch.tensor([[7, 3], [299, 0], [5, 0]]),
+        log_probs=kept,
+        logsumexp=torch.tensor([1.0, -2.5, 0.0]),
+        log_tails=torch.tensor([[0.0], [0.5], [0.0]]).log(),
+        temperatures=(1.0,),
+        hard_log_probs=torch.tensor([torch.nan, -1.5, -torch.inf]),
+    )
+    columns = codec.encode(labels, np.asarray([0, 2, 3]))
+    assert columns["entries"].to_pylist() == [4, 1]
+    for blob, planes in zip(columns["packed"].to_pylist(), (FULL, RAGGED), strict=True):
+        assert blob[-1:] == b"\x01"
+        assert zstandard.get_frame_parameters(blob).has_checksum
+        expected = [byte for plane in planes for byte in plane]
+        assert list(zstandard.decompress(blob[:-1])) == expected
