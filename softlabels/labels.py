@@ -23,6 +23,8 @@ class SoftLabels:
             `sorted`.
         log_probs: natural log of their probability under the *full* softmax at T = 1, float,
             shape (..., k). −inf marks an unused entry: it is in nobody's sum.
+        logits: the raw logits of these classes in the teacher's own dtype, shape (..., k); only
+            where they are kept bit for bit.
         logsumexp: of the raw logits, shape (...); None where the teacher gave only normalised
             values. `log_probs + logsumexp` are the logits.
         log_tails: log of the mass of the classes *not* kept at each of `temperatures`, shape
@@ -40,11 +42,15 @@ class SoftLabels:
     temperatures: tuple[float, ...] = ()
     hard_log_probs: Tensor | None = None
     mask: Tensor | None = None
+    logits: Tensor | None = None
+    sampled: bool = False
 
     def __post_init__(self) -> None:
         for name in _TENSORS:
             if getattr(self, name) is not None or name in _REQUIRED:
                 _check_kind(name, getattr(self, name))
+        if self.sampled and (self.log_tails is not None or self.temperatures):
+            raise InputError("SoftLabels: sampled labels have weights and no log_tails")
         if self.ids.shape != self.log_probs.shape or self.ids.ndim == 0:
             raise InputError(
                 f"SoftLabels: ids have shape {tuple(self.ids.shape)} and log_probs "
@@ -58,7 +64,7 @@ class SoftLabels:
             )
         for name, value in self._tensors().items():
             shape = value.shape[:-1] if name in _WITH_LAST_AXIS else value.shape
-            if shape != self.ids.shape[:-1]:
+            if shape != self.ids.shape[:-1] or (name == "logits" and value.shape[-1] != self.k):
                 raise InputError(
                     f"SoftLabels: {name} has batch shape {tuple(shape)}, ids have "
                     f"{tuple(self.ids.shape[:-1])}; every field covers the same positions"
@@ -93,13 +99,59 @@ class SoftLabels:
         return replace(self, **picked)
 
     def sorted(self) -> SoftLabels:
-        """A copy with the entries of each position in descending log-prob, then ascending id."""
+        """A copy with the entries of each position in descending log-prob, then ascending id.
+
+        Where there are logits, they decide: two of them may round to one log-prob.
+        """
         by_id = self.ids.argsort(dim=-1, stable=True)
-        log_probs = self.log_probs.gather(-1, by_id)
-        order = by_id.gather(-1, log_probs.argsort(dim=-1, descending=True, stable=True))
-        return replace(
-            self, ids=self.ids.gather(-1, order), log_probs=self.log_probs.gather(-1, order)
-        )
+        value = self.log_probs if self.logits is None else self.logits
+        order = value.gather(-1, by_id).argsort(dim=-1, descending=True, stable=True)
+        return self._entries(by_id.gather(-1, order))
+
+    def top(self, k: int) -> SoftLabels:
+        """The k likeliest entries of each position, in descending log-prob, then ascending id.
+
+        The mass of the entries left out joins the tail at every stored temperature. So the top 64
+        of a top 256 are the labels that a top 64 would have given, to the rounding of their tails.
+
+        Raises:
+            InputError: k is not at least 1, or the labels are sampled: a part of unbiased weights
+                is biased.
+        """
+        if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+            raise InputError(f"k is {k!r}; it must be a whole number, at least 1")
+        if k >= self.k:
+            return self.sorted()
+        if self.sampled:
+            raise InputError(
+                f"these labels are sampled; keeping {k} of their {self.k} entries would bias them"
+            )
+        ordered = self.sorted()
+        kept = ordered._entries(torch.arange(k, device=self.ids.device).expand(*self.shape, k))
+        if self.log_tails is None:
+            return kept
+        tails = [
+            torch.logaddexp(
+                ordered.log_tail(temperature).double(),
+                ordered._double().log_probs_at(temperature)[..., k:].logsumexp(-1),
+            )
+            for temperature in self.temperatures
+        ]
+        log_tails = torch.stack(tails, -1).clamp_(max=0).to(self.log_tails.dtype)
+        return replace(kept, log_tails=log_tails)
+
+    def _entries(self, places: Tensor) -> SoftLabels:
+        """The entries at these places of the last axis."""
+        picked: dict[str, Any] = {
+            name: tensor.gather(-1, places)
+            for name, tensor in self._tensors().items()
+            if name in _OF_ENTRIES
+        }
+        return replace(self, **picked)
+
+    def _double(self) -> SoftLabels:
+        """The same in float64: for sums of what is stored."""
+        return self.map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> SoftLabels:
         """A copy with `function` applied to every tensor."""
@@ -128,6 +180,11 @@ class SoftLabels:
         """
         if self.log_tails is not None and temperature in self.temperatures:
             return _widened(self.log_tails[..., self.temperatures.index(temperature)])
+        if self.sampled:
+            raise MissingTailError(
+                "sampled labels have no tail: their weights stand for all classes; use a loss for "
+                "unbiased weights"
+            )
         if self.log_tails is None and temperature == 1.0:
             return self._complement()
         stored = ", ".join(f"{t:g}" for t in self.temperatures) or "none (T = 1 is derived)"
@@ -167,8 +224,11 @@ class SoftLabels:
 NO_LABEL = -100
 
 _REQUIRED = frozenset({"ids", "log_probs"})
-_WITH_LAST_AXIS = frozenset({"ids", "log_probs", "log_tails"})
-_TENSORS = ("ids", "log_probs", "logsumexp", "log_tails", "hard_log_probs", "mask")
+_OF_ENTRIES = frozenset({"ids", "log_probs", "logits"})
+_WITH_LAST_AXIS = _OF_ENTRIES | {"log_tails"}
+# What a position has; with the mask, every tensor there is.
+FIELDS = ("ids", "log_probs", "logsumexp", "log_tails", "hard_log_probs", "logits")
+_TENSORS = (*FIELDS, "mask")
 
 
 def sum_tolerance(dtype: torch.dtype) -> float:
@@ -209,17 +269,18 @@ def concatenate(parts: Sequence[SoftLabels]) -> SoftLabels:
 def _flatten(labels: SoftLabels) -> tuple[list[Tensor], Any]:
     # A field that is None is no leaf: functions mapped over a pytree expect tensors.
     tensors = labels._tensors()
-    return list(tensors.values()), (tuple(tensors), labels.temperatures)
+    return list(tensors.values()), (tuple(tensors), labels.temperatures, labels.sampled)
 
 
 def _unflatten(children: Any, context: Any) -> SoftLabels:
     # A pytree may be rebuilt around placeholders (torch.func, torch.compile): skip the checks.
-    names, temperatures = context
+    names, temperatures, sampled = context
     given = dict(zip(names, children, strict=True))
     labels = object.__new__(SoftLabels)
     for name in _TENSORS:
         object.__setattr__(labels, name, given.get(name))
     object.__setattr__(labels, "temperatures", temperatures)
+    object.__setattr__(labels, "sampled", sampled)
     return labels
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -69,7 +69,11 @@ class TopK:
                 torch.split(logits, rows), torch.split(hard_labels, rows), strict=True
             )
         ]
-        return concatenate(parts)
+        labels = concatenate(parts)
+        assert labels.logits is not None
+        # Every value of a narrower dtype is a float32, and turns back into the same bits.
+        narrow = logits.dtype if logits.dtype.itemsize <= 4 else torch.float32
+        return replace(labels, logits=labels.logits.to(narrow))
 
     def _check(self, logits: Tensor, hard_labels: Tensor, temperatures: Sequence[float]) -> None:
         if logits.ndim != 2 or hard_labels.shape != logits.shape[:1]:
@@ -105,6 +109,7 @@ class TopK:
         return SoftLabels(
             ids=ids,
             log_probs=values - logsumexp.unsqueeze(-1),
+            logits=values,
             logsumexp=logsumexp,
             log_tails=torch.stack(tails[1:], -1) if temperatures else None,
             temperatures=temperatures,

@@ -126,6 +126,7 @@ def finished_set(
         max_length=64,
         unit_rows=16,
         batch_tokens=512,
+        codec="plain",
         progress=False,
     )
     return out
@@ -157,6 +158,7 @@ def precompute(id_rows: list[dict[str, Any]]) -> Precompute:
             "max_length": 6,
             "unit_rows": 3,
             "temperatures": (1.0, 2.0),
+            "codec": "plain",
         }
         return sl.precompute(
             id_rows if rows is None else rows,

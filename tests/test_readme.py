@@ -41,7 +41,8 @@ def test_the_python_examples_run(project: Path, model: Any) -> None:
     for block in blocks:
         exec(block, names)
     # The student is the teacher itself: at the right positions nothing is left to learn.
-    assert abs(float(names["loss"].detach())) < 1e-5
+    # Beyond what the default codec rounds away, at T = 2.
+    assert abs(float(names["loss"].detach())) < 5e-4
     assert names["batch"]["weight"].tolist() == [2.0]
 
 

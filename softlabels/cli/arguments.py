@@ -26,7 +26,7 @@ class PrecomputeArguments:
     key: Annotated[
         str | None, _help("Column that names samples, unique; row numbers by default.")
     ] = None
-    k: Annotated[int, _help("Classes kept at every position.")] = 64
+    k: Annotated[int | None, _help("Classes kept at every position: 64, tiny 8.")] = None
     max_length: Annotated[int, _help("Tokens in a record, at most.")] = 512
     overlap: Annotated[int, _help("Tokens a window repeats from the one before, as context.")] = 0
     on_long: Annotated[
@@ -45,9 +45,13 @@ class PrecomputeArguments:
         ),
     ] = (1.0, 2.0, 4.0)
     codec: Annotated[
-        Literal["plain", "compact"],
-        _help("plain: float32 lists that anyone can read; compact: a third of the bytes."),
-    ] = "plain"
+        Literal["compact", "tiny", "lossless", "plain"] | None,
+        _help(
+            "compact: a third of float32's bytes; tiny: compact for k = 8; lossless: the logits "
+            "bit for bit; plain: float32 lists that anyone can read. The plan's when resuming, "
+            "else compact."
+        ),
+    ] = None
     store_inputs: Annotated[bool, _help("Keep the token ids in the set.")] = True
     limit: Annotated[int | None, _help("Only the first so many rows.")] = None
     on_error: Annotated[

@@ -15,7 +15,7 @@ from softlabels.teachers import causal_lm
 def label(arguments: PrecomputeArguments) -> int:
     """Label, and say what was made and what to do with it."""
     began = time.perf_counter()
-    selection = TopK(arguments.k)
+    selection = None if arguments.k is None else TopK(arguments.k)
     teacher = causal_lm(
         arguments.teacher,
         device=arguments.device,

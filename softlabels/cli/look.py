@@ -96,19 +96,18 @@ def show_record(
     if not len(labels):
         raise InputError(f"{directory} holds no records yet")
     number = _record_number(labels, key, part, view)
-    records, row = labels.record(number)
-    found = records.record_labels(row)
+    records = labels.take([number])
+    found = records.record_labels(0)
     if not labels.codec.ordered:
         found = found.sorted()
-    bounds = slice(*(int(offset) for offset in records.token_offsets[row : row + 2]))
-    tokens = None if records.token_ids is None else records.token_ids[bounds].tolist()
+    tokens = None if records.token_ids is None else records.token_ids.tolist()
     identity = {
-        name: records.identity[name][row].as_py()
+        name: records.identity[name][0].as_py()
         for name in ("key", "part", "view", "source_start", "source_length")
     }
     following = None
     if tokens is not None and records.next_ids is not None:
-        following = [*tokens[1:], int(records.next_ids[row])]
+        following = [*tokens[1:], int(records.next_ids[0])]
     assert found.mask is not None
     shown, rest = window.of(found.mask)
     lines = [

@@ -8,15 +8,34 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 
 from softlabels.codecs.compact import Compact
 from softlabels.codecs.idtable import IdTable
+from softlabels.codecs.lossless import DTYPES, Lossless
+from softlabels.codecs.packed import Packed
 from softlabels.codecs.plain import Plain
+from softlabels.codecs.sampled import Sampled
+from softlabels.codecs.unpack import CPU
 from softlabels.errors import InputError, UnsupportedFormatError, quoted
 from softlabels.labels import SoftLabels
 
-__all__ = ["Codec", "Compact", "Needs", "Plain", "check_name", "from_json", "resolve"]
+__all__ = [
+    "CPU",
+    "DEFAULT",
+    "PRESETS",
+    "Codec",
+    "Compact",
+    "Lossless",
+    "Needs",
+    "Plain",
+    "Preset",
+    "Sampled",
+    "from_json",
+    "preset",
+    "resolve",
+]
 
 
 class Codec(Protocol):
@@ -38,11 +57,17 @@ class Codec(Protocol):
     def ordered(self) -> bool:
         """Whether entries come back in descending log-prob."""
 
+    @property
+    def logits_dtype(self) -> torch.dtype | None:
+        """Of the raw logits that it keeps bit for bit; None if it keeps none."""
+
     def encode(self, labels: SoftLabels, offsets: NDArray[np.int64]) -> dict[str, pa.Array]:
         """Columns of R records; record i owns positions offsets[i]:offsets[i + 1], (R + 1,)."""
 
-    def decode(self, table: pa.Table) -> tuple[SoftLabels, NDArray[np.int64]]:
-        """Labels of batch shape (positions,), and their offsets, (R + 1,)."""
+    def decode(
+        self, table: pa.Table, device: torch.device = CPU
+    ) -> tuple[SoftLabels, NDArray[np.int64]]:
+        """Labels of batch shape (positions,), on `device`, and their offsets, (R + 1,)."""
 
     def to_json(self) -> dict[str, Any]:
         """Name and every setting."""
@@ -52,7 +77,47 @@ class Codec(Protocol):
         """The codec that `to_json` described."""
 
 
-_CODECS: dict[str, type[Codec]] = {"plain": Plain, "compact": Compact}
+_CODECS: dict[str, type[Codec]] = {
+    "plain": Plain,
+    "compact": Compact,
+    "lossless": Lossless,
+    "sampled": Sampled,
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A codec, and how many entries it is meant for.
+
+    Attributes:
+        codec: its name.
+        k: entries at a position where the user names no selection.
+    """
+
+    codec: str
+    k: int = 64
+
+
+# By intent; docs/RESULTS.md has the measured bytes and KL of each.
+PRESETS = {
+    "tiny": Preset("compact", k=8),
+    "compact": Preset("compact"),
+    "lossless": Preset("lossless"),
+    "plain": Preset("plain"),
+}
+DEFAULT = "compact"
+
+
+def preset(name: str) -> Preset:
+    """The preset of that name; raises `InputError` if there is none."""
+    if name == "sampled":
+        raise InputError(
+            "the codec sampled writes the weights of a sampled selection, and TopK gives "
+            f"probabilities; choose from {', '.join(PRESETS)}"
+        )
+    if name not in PRESETS:
+        raise InputError(f"there is no codec {quoted(name)}; choose from {', '.join(PRESETS)}")
+    return PRESETS[name]
 
 
 @dataclass(frozen=True)
@@ -64,39 +129,53 @@ class Needs:
         k: entries at a position, at most.
         temperatures: one log tail a position for each.
         logits_known: whether there are logsumexps.
+        dtype: that the teacher computes in, as torch names it; None where it is not known.
     """
 
     classes: int
     k: int
     temperatures: tuple[float, ...]
-    logits_known: bool
+    logits_known: bool = True
+    dtype: str | None = None
 
 
-def check_name(name: str) -> None:
-    """Raise `InputError` if there is no such codec."""
-    if name not in _CODECS:
-        raise InputError(f"there is no codec {quoted(name)}; choose from {', '.join(_CODECS)}")
-
-
-def resolve(name: str, needs: Needs, *, pilot: Callable[[], NDArray[np.int64]]) -> Codec:
-    """The codec of that name.
+def resolve(name: str, needs: Needs, *, pilot: Callable[[], SoftLabels]) -> Codec:
+    """The codec of that name, with what it learns from the data.
 
     Args:
-        pilot: labels a sample of the data; the class ids that were kept, in any shape.
+        pilot: labels of a sample of the data, batch shape (positions,); of no positions where
+            there is none to be had.
 
     Raises:
-        InputError: there is no such codec.
+        InputError: there is no such codec, or it cannot write what is needed.
     """
-    check_name(name)
     if name == "plain":
         return Plain(needs.classes, needs.temperatures)
-    return Compact(
-        classes=needs.classes,
-        k=needs.k,
-        temperatures=needs.temperatures,
-        table=IdTable.count(needs.classes, pilot()),
-        logits_known=needs.logits_known,
-    )
+    if name == "lossless" and not needs.logits_known:
+        raise InputError(
+            "the codec lossless keeps logits, and the teacher gives normalised values only; "
+            "choose plain or compact"
+        )
+    labels = pilot()
+    codec: Packed
+    table = IdTable.count(needs.classes, labels.ids[labels.log_probs > -torch.inf].numpy())
+    if name == "lossless":
+        codec = Lossless(
+            needs.classes, needs.k, needs.temperatures, table, dtype=_dtype(labels, needs)
+        )
+    elif name == "compact":
+        codec = Compact(needs.classes, needs.k, needs.temperatures, table, needs.logits_known)
+    else:
+        raise InputError(f"there is no codec {quoted(name)}; choose from {', '.join(PRESETS)}")
+    return codec.trained(labels) if len(labels) else codec
+
+
+def _dtype(labels: SoftLabels, needs: Needs) -> str:
+    """The narrowest dtype that holds the teacher's logits."""
+    found = {dtype: name for name, dtype in DTYPES.items()}
+    if len(labels) and labels.logits is not None:
+        return found[labels.logits.dtype]
+    return needs.dtype if needs.dtype in DTYPES else "float32"
 
 
 def from_json(data: Mapping[str, Any]) -> Codec:

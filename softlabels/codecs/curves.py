@@ -15,6 +15,7 @@ SCALAR_STEPS = 1024
 _NULL, _MINUS_INFINITY, _FIRST = 0, 1, 2
 _MIDDLE = 1 << 31
 _TAIL_CODES = 256
+_MOST_LOG_WEIGHT = 8
 
 
 def prob_codes(log_probs: Floats, scale: int) -> Codes:
@@ -29,12 +30,6 @@ def prob_codes(log_probs: Floats, scale: int) -> Codes:
     return codes
 
 
-def code_log_probs(scale: int) -> Floats:
-    """The log-prob of each code, (256,); code 0 is −∞."""
-    with np.errstate(divide="ignore"):
-        return (3 * np.log(np.arange(256) / scale)).astype(np.float32)
-
-
 def _tail_angles(codes: NDArray[np.float64]) -> NDArray[np.float64]:
     """θ of a code, where the tail mass is sin²θ; −∞ and 0 apart, codes reach from 5e-9 to 1 − 5e-9.
 
@@ -45,7 +40,8 @@ def _tail_angles(codes: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.pi / 2 * x * x * (3 - 2 * x)
 
 
-_TAIL_EDGES = _tail_angles(np.arange(1.5, _TAIL_CODES - 1))
+# As log masses, so that no tail needs a sine: between 255 codes.
+_TAIL_EDGES = 2 * np.log(np.sin(_tail_angles(np.arange(1.5, _TAIL_CODES - 1))))
 
 
 def tail_codes(log_tails: Floats) -> Codes:
@@ -53,8 +49,7 @@ def tail_codes(log_tails: Floats) -> Codes:
 
     Bound: θ, where the mass is sin²θ, is within half a cell of the curve, at most 0.0047 rad.
     """
-    angles = np.arcsin(np.exp(np.minimum(log_tails.astype(np.float64), 0) / 2))
-    codes = 1 + np.searchsorted(_TAIL_EDGES, angles)
+    codes = 1 + np.searchsorted(_TAIL_EDGES, log_tails)
     return np.where(log_tails == -np.inf, 0, codes).astype(np.uint8)
 
 
@@ -62,6 +57,11 @@ def code_log_tails() -> Floats:
     """The log tail mass of each code, (256,)."""
     with np.errstate(divide="ignore"):
         return (2 * np.log(np.sin(_tail_angles(np.arange(256.0))))).astype(np.float32)
+
+
+def code_log_kept() -> NDArray[np.float64]:
+    """Log of what each tail code leaves, 1 − its mass as float32 gives it, (256,)."""
+    return np.log(-np.expm1(code_log_tails().astype(np.float64)))
 
 
 def logsumexp_codes(values: Floats) -> NDArray[np.uint32]:
@@ -101,6 +101,22 @@ def code_hard(codes: NDArray[np.uint32]) -> Floats:
     values[codes == _NULL] = np.nan
     values[codes == _MINUS_INFINITY] = -np.inf
     return values
+
+
+def weight_codes(log_weights: Floats) -> NDArray[np.uint16]:
+    """Log weights in steps of 2⁻¹⁰ down from 8. Bound: 2⁻¹¹.
+
+    Raises:
+        InputError: above 8 or below −56.
+    """
+    codes = np.rint((_MOST_LOG_WEIGHT - log_weights.astype(np.float64)) * SCALAR_STEPS)
+    _check((codes >= 0) & (codes < 1 << 16), log_weights, "log weight")
+    return codes.astype(np.uint16)
+
+
+def code_log_weights(codes: NDArray[np.uint32]) -> Floats:
+    """The inverse of `weight_codes`."""
+    return (_MOST_LOG_WEIGHT - codes.astype(np.float64) / SCALAR_STEPS).astype(np.float32)
 
 
 def _check(good: NDArray[np.bool_], values: Floats, name: str) -> None:

@@ -16,48 +16,62 @@ Bytes = NDArray[np.uint8]
 # Readers that strip trailing NUL bytes from binary values must find none.
 _END = b"\x01"
 # Shorter records cost less with all their planes in one block, because a block has its own table.
-_SPLIT_POSITIONS = 96
+SHORT_POSITIONS = 96
+# A record of four positions takes a tenth to a sixth less with a dictionary of this size; a larger
+# one, or a higher level, saves nothing more (benchmarks/bench_storage.py).
+_DICTIONARY_BYTES = 4096
+# Levels above 1 save nothing: the planes hold no repetitions, and Huffman codes are all it takes.
+_LEVEL = 1
 
 
 class Frames:
     """Compresses and decompresses the planes of records.
 
     Args:
-        level: of zstd.
+        dictionary: for records of fewer than `SHORT_POSITIONS` positions; empty for none.
     """
 
-    def __init__(self, level: int) -> None:
-        self._compressor = zstandard.ZstdCompressor(level=level, write_checksum=True)
-        self._decompressor = zstandard.ZstdDecompressor()
+    def __init__(self, dictionary: bytes = b"") -> None:
+        given = zstandard.ZstdCompressionDict(dictionary) if dictionary else None
+        self._long = zstandard.ZstdCompressor(_LEVEL, write_checksum=True)
+        self._short = zstandard.ZstdCompressor(
+            _LEVEL, dict_data=given, write_checksum=True, write_dict_id=False
+        )
+        self._of_long = zstandard.ZstdDecompressor()
+        self._of_short = zstandard.ZstdDecompressor(dict_data=given)
 
-    def pack(self, planes: Sequence[Bytes], *, positions: int) -> bytes:
-        """The planes of one record as one frame, each plane in blocks of its own."""
-        total = sum(len(plane) for plane in planes)
-        if positions < _SPLIT_POSITIONS:
-            return self._compressor.compress(b"".join(plane.tobytes() for plane in planes)) + _END
-        stream = self._compressor.compressobj(size=total)
+    def pack(self, planes: Sequence[memoryview], *, positions: int) -> bytes:
+        """The planes of one record as one frame; of a long one each in blocks of its own."""
+        if positions < SHORT_POSITIONS:
+            return self._short.compress(b"".join(planes)) + _END
+        stream = self._long.compressobj(size=sum(map(len, planes)))
         parts = []
         for plane in planes:
-            parts.append(stream.compress(plane.data))
+            parts.append(stream.compress(plane))
             parts.append(stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
         parts.append(stream.flush())
         return b"".join([*parts, _END])
 
-    def unpack(self, blobs: pa.Array, sizes: NDArray[np.int64]) -> list[Bytes]:
+    def unpack(
+        self, blobs: pa.Array, sizes: NDArray[np.int64], positions: NDArray[np.int64]
+    ) -> list[Bytes]:
         """The bytes of each frame of a binary column, checked.
 
         Args:
             sizes: what each must hold; known before memory is taken.
+            positions: of each record.
 
         Raises:
             CorruptShardError: a frame is damaged, or of another size.
         """
-        offsets = np.frombuffer(blobs.buffers()[1], np.int32)[blobs.offset :][: len(blobs) + 1]
-        data = memoryview(blobs.buffers()[2] or b"")
         if blobs.null_count:
             raise CorruptShardError("packed holds nulls")
+        offsets = np.frombuffer(blobs.buffers()[1], np.int32)[blobs.offset :][: len(blobs) + 1]
+        data = memoryview(blobs.buffers()[2] or b"")
+        bounds = zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
+        short = (positions < SHORT_POSITIONS).tolist()
         found = []
-        for start, stop, size in zip(offsets[:-1], offsets[1:], sizes, strict=True):
+        for (start, stop), size, is_short in zip(bounds, sizes.tolist(), short, strict=True):
             frame = data[start : stop - len(_END)]
             try:
                 if zstandard.frame_content_size(frame) != size:
@@ -65,20 +79,30 @@ class Frames:
                         f"a frame holds {zstandard.frame_content_size(frame)} bytes, its record "
                         f"{size}"
                     )
-                found.append(np.frombuffer(self._decompressor.decompress(frame), np.uint8))
+                reader = self._of_short if is_short else self._of_long
+                found.append(np.frombuffer(reader.decompress(frame), np.uint8))
             except zstandard.ZstdError as error:
                 raise CorruptShardError(f"a frame cannot be decompressed: {error}") from None
         return found
 
 
-def byte_planes(values: NDArray[np.uint32], count: int) -> list[Bytes]:
+def train_dictionary(samples: Sequence[bytes]) -> bytes:
+    """A dictionary for frames like these; empty if they are too few or too small for one."""
+    try:
+        return zstandard.train_dictionary(_DICTIONARY_BYTES, list(samples), level=_LEVEL).as_bytes()
+    except zstandard.ZstdError:
+        return b""
+
+
+def byte_planes(values: NDArray[np.unsignedinteger], count: int) -> list[Bytes]:
     """The lowest `count` bytes of each value, lowest first, each (N,)."""
-    columns = values.astype("<u4", copy=False).reshape(-1, 1).view(np.uint8)
+    little = values.astype(values.dtype.newbyteorder("<"), copy=False)
+    columns = little.reshape(-1, 1).view(np.uint8)
     return [np.ascontiguousarray(columns[:, place]) for place in range(count)]
 
 
 def from_byte_planes(planes: Sequence[Bytes]) -> NDArray[np.uint32]:
-    """The inverse of `byte_planes`."""
+    """The inverse of `byte_planes`, for at most four."""
     out = planes[0].astype(np.uint32)
     for place, plane in enumerate(planes[1:], start=1):
         out |= plane.astype(np.uint32) << (8 * place)

@@ -11,6 +11,9 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
+# Beyond, a table with an entry for every class would cost more memory than what it looks up.
+_LISTED_CLASSES = 1 << 24
+
 
 @dataclass(frozen=True)
 class IdTable:
@@ -36,6 +39,36 @@ class IdTable:
         found, counts = np.unique(ids, return_counts=True)
         return cls(classes, tuple(found[np.argsort(-counts, kind="stable")].tolist()))
 
+    def to_ranks(self, ids: NDArray[np.int64]) -> NDArray[np.uint32]:
+        """The rank of each id."""
+        if self.classes <= _LISTED_CLASSES:
+            return self._ranks[ids]
+        by_id, places = self._sorted
+        at = np.searchsorted(by_id, ids)
+        ranks = ids + len(by_id) - at
+        if len(by_id):
+            here = by_id[at.clip(max=len(by_id) - 1)] == ids
+            ranks[here] = places[at[here]]
+        return ranks.astype(np.uint32)
+
+    def to_ids(self, ranks: NDArray[np.integer]) -> NDArray[np.int64]:
+        """The id of each rank, int64; they are below V."""
+        if self.classes <= _LISTED_CLASSES:
+            return self.ids.take(ranks)
+        by_id, _ = self._sorted
+        rest = ranks.astype(np.int64) - len(by_id)
+        # Before the rest id that is the r-th stand as many frequent ones as have fewer than r + 1
+        # rest ids before them.
+        ids = rest + np.searchsorted(by_id - np.arange(len(by_id)), rest, side="right")
+        frequent = rest < 0
+        ids[frequent] = np.asarray(self.frequent, np.int64)[ranks[frequent]]
+        return ids
+
+    @property
+    def listed(self) -> bool:
+        """Whether `ids` can be had: not of millions of classes."""
+        return self.classes <= _LISTED_CLASSES
+
     @cached_property
     def ids(self) -> NDArray[np.int64]:
         """The id of each rank, (V,)."""
@@ -45,11 +78,18 @@ class IdTable:
         return np.concatenate([frequent, np.flatnonzero(rest)])
 
     @cached_property
-    def ranks(self) -> NDArray[np.uint32]:
+    def _ranks(self) -> NDArray[np.uint32]:
         """The rank of each id, (V,)."""
         out = np.empty(self.classes, np.uint32)
         out[self.ids] = np.arange(self.classes, dtype=np.uint32)
         return out
+
+    @cached_property
+    def _sorted(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Frequent ids, ascending, and the rank of each."""
+        frequent = np.asarray(self.frequent, np.int64)
+        order = np.argsort(frequent)
+        return frequent[order], order
 
     def to_text(self) -> str:
         """The frequent ids as little-endian uint32, zstd-compressed, in base64."""

@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from softlabels.codecs.unpack import CPU
 from softlabels.errors import CorruptShardError, InputError
 from softlabels.labels import SoftLabels
 
@@ -56,7 +57,13 @@ class Plain:
     def split_columns(self) -> list[str]:
         return [f"{field.name}.list.element" for field in self.fields]
 
+    @property
+    def logits_dtype(self) -> torch.dtype | None:
+        return None
+
     def encode(self, labels: SoftLabels, offsets: NDArray[np.int64]) -> dict[str, pa.Array]:
+        if labels.sampled:
+            raise InputError("weights of a sampled selection are written by the codec sampled")
         ids = labels.ids.numpy()
         self._check_ids(ids)
         hard = None
@@ -73,7 +80,9 @@ class Plain:
         absent = pa.nulls(len(offsets) - 1, pa.list_(pa.float32()))
         return {name: absent if array is None else array for name, array in columns.items()}
 
-    def decode(self, table: pa.Table) -> tuple[SoftLabels, NDArray[np.int64]]:
+    def decode(
+        self, table: pa.Table, device: torch.device = CPU
+    ) -> tuple[SoftLabels, NDArray[np.int64]]:
         log_probs, entry_offsets = _flat(table, "log_probs")
         ids, id_offsets = _flat(table, "ids")
         positions = table.column("positions").to_numpy()
@@ -101,7 +110,7 @@ class Plain:
             temperatures=() if tails is None else self.temperatures,
             hard_log_probs=scalars["hard_log_probs"],
         )
-        return labels, offsets
+        return labels if device.type == "cpu" else labels.to(device), offsets
 
     def _check_ids(self, ids: NDArray[np.int64]) -> None:
         low, high = (int(ids.min()), int(ids.max())) if ids.size else (0, 0)

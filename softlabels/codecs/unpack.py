@@ -1,120 +1,88 @@
-"""Gaps of sorted ranks and value codes to ids and log-probs: NumPy, or numba if installed."""
+"""Planes to ids and log-probs: by numba where it is installed, else NumPy; on a device by torch.
+
+All three give equal arrays. `pip install 'softlabels[fast]'` brings numba.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from softlabels.errors import CorruptShardError
+from softlabels.codecs import unpack_numpy, unpack_torch
+from softlabels.codecs.idtable import IdTable
+from softlabels.codecs.planes import Planes
 
-Bytes = NDArray[np.uint8]
-Int64s = NDArray[np.int64]
-Floats = NDArray[np.float32]
-
-CUBES = np.arange(256, dtype=np.int64) ** 3
-with np.errstate(divide="ignore"):
-    LOG_CUBES = (3 * np.log(np.arange(256))).astype(np.float32)
+CPU = torch.device("cpu")
 
 
-def unpack(planes: Bytes, codes: Bytes, starts: Int64s, ids: Int64s, k: int) -> Unpacked:
-    """Entries of N positions, one position after another, to N rows of k.
+def unpack_ids(
+    planes: Planes, width: int, k: int, table: IdTable, device: torch.device = CPU
+) -> Tensor:
+    """Class ids, int64 (N, k), 0 where unused.
 
     Args:
-        planes: bytes of each entry's gap to the rank before it, less one, lowest first, (n, E).
-        codes: value codes, (E,).
-        starts: position i owns entries starts[i]:starts[i + 1], (N + 1,); at most k.
-        ids: the class id of each rank, (V,).
-
-    Returns:
-        ids, int64 (N, k), 0 where unused; log of the cubes of the codes, float32 (N, k), −∞ where
-        unused; the cubes' sums, int64 (N,).
+        width: so many planes of entries, the first ones, hold the gaps of the ranks.
+        device: where they are unpacked: what is copied there is the packed bytes.
 
     Raises:
         CorruptShardError: a rank is not below V.
     """
-    return (_compiled() or with_numpy)(planes, codes, starts, ids, k)
+    gaps = np.asarray(planes.by_entry[:width])
+    if device.type != "cpu" and table.listed:
+        packed, starts = (torch.from_numpy(a).to(device) for a in (gaps, planes.starts))
+        return unpack_torch.ids(packed, starts, k, _ids_on(table, device))
+    if table.listed:
+        return torch.from_numpy(engine().ids(gaps, planes.starts, k, table.ids)).to(device)
+    ranks = engine().ranks(gaps, planes.starts, k, table.classes)
+    used = np.arange(k) < planes.counts[:, None]
+    return torch.from_numpy(np.where(used, table.to_ids(ranks), 0)).to(device)
 
 
-Unpacked = tuple[Int64s, Floats, Int64s]
+def unpack_log_probs(
+    codes: NDArray[np.uint8],
+    planes: Planes,
+    k: int,
+    log_kept: NDArray[np.float64] | None,
+    device: torch.device = CPU,
+) -> Tensor:
+    """Log-probs, float32 (N, k), to whose cube roots the codes are in proportion; −∞ where unused.
 
-
-def with_numpy(planes: Bytes, codes: Bytes, starts: Int64s, ids: Int64s, k: int) -> Unpacked:
-    """As `unpack`, in NumPy alone."""
-    positions = len(starts) - 1
-    gaps = planes[0].astype(np.int64)
-    for place, plane in enumerate(planes[1:], start=1):
-        gaps += plane.astype(np.int64) << (8 * place)
-    if len(gaps) == positions * k:
-        ranks = np.cumsum(gaps.reshape(positions, k) + 1, axis=1) - 1
-        if len(ranks) and int(ranks[:, -1].max()) >= len(ids):
-            raise _beyond()
-        codes = codes.reshape(positions, k)
-        return ids[ranks], LOG_CUBES[codes], CUBES[codes].sum(1)
-    used = np.arange(k) < np.diff(starts)[:, None]
-    ranks = np.zeros((positions, k), np.int64)
-    ranks[used] = gaps + 1
-    ranks = np.cumsum(ranks, axis=1) - 1
-    ranks[~used] = 0
-    if ranks.size and int(ranks.max()) >= len(ids):
-        raise _beyond()
-    padded = np.zeros((positions, k), np.uint8)
-    padded[used] = codes
-    return np.where(used, ids[ranks], 0), LOG_CUBES[padded], CUBES[padded].sum(1)
+    Args:
+        codes: one for each entry, (E,).
+        log_kept: the log of what they sum to, (N,). None: they are the logs of the cubes.
+    """
+    if device.type == "cpu":
+        return torch.from_numpy(engine().log_probs(codes, planes.starts, k, log_kept))
+    packed, starts = (torch.from_numpy(a).to(device) for a in (codes, planes.starts))
+    kept = None if log_kept is None else torch.from_numpy(log_kept).to(device)
+    return unpack_torch.log_probs(packed, starts, k, kept)
 
 
 @cache
-def _compiled() -> Callable[..., Unpacked] | None:
-    """`unpack` compiled by numba, four to six times as fast; None where numba is not installed."""
+def engine() -> ModuleType:
+    """What unpacks on a CPU."""
     try:
-        from numba import njit
+        from softlabels.codecs import unpack_numba
     except ImportError:
-        return None
-    fill: Any = njit(nogil=True, cache=True)(_fill)
-
-    def with_numba(planes: Bytes, codes: Bytes, starts: Int64s, ids: Int64s, k: int) -> Unpacked:
-        rows = len(starts) - 1
-        out = (
-            np.zeros((rows, k), np.int64),
-            np.full((rows, k), -np.inf, np.float32),
-            np.zeros(rows, np.int64),
-        )
-        if not fill(planes, codes, starts, ids, LOG_CUBES, *out):
-            raise _beyond()
-        return out
-
-    return with_numba
+        return unpack_numpy
+    return unpack_numba
 
 
-def _fill(
-    planes: Bytes,
-    codes: Bytes,
-    starts: Int64s,
-    ids: Int64s,
-    log_cubes: Floats,
-    out_ids: Int64s,
-    out_logs: Floats,
-    out_sums: Int64s,
-) -> bool:
-    for row in range(len(starts) - 1):
-        rank, total = np.int64(-1), np.int64(0)
-        for entry in range(starts[row], starts[row + 1]):
-            gap = np.int64(1)
-            for place in range(len(planes)):
-                gap += np.int64(planes[place, entry]) << (8 * place)
-            rank += gap
-            if rank >= len(ids):
-                return False
-            code = np.int64(codes[entry])
-            out_ids[row, entry - starts[row]] = ids[rank]
-            out_logs[row, entry - starts[row]] = log_cubes[code]
-            total += code * code * code
-        out_sums[row] = total
-    return True
+@cache
+def _ids_on(table: IdTable, device: torch.device) -> Tensor:
+    return torch.from_numpy(table.ids).to(device)
 
 
-def _beyond() -> CorruptShardError:
-    return CorruptShardError("a class id is beyond the classes of the codec")
+def spread(values: NDArray[Any], planes: Planes, k: int, fill: float) -> NDArray[Any]:
+    """Values of each entry, (E,), as rows of a position, (N, k); `fill` where unused."""
+    if len(values) == len(planes.counts) * k:
+        return values.reshape(-1, k)
+    out = np.full((len(planes.counts), k), fill, values.dtype)
+    out[np.arange(k) < planes.counts[:, None]] = values
+    return out

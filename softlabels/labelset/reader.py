@@ -8,30 +8,33 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Self, overload
+from typing import Any, Self, overload
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from softlabels.errors import JoinError, LabelSetError, quoted
+from softlabels.codecs import Codec
+from softlabels.errors import CorruptShardError, JoinError, LabelSetError, quoted
 from softlabels.inputs import tokenizer as tokenizers
-from softlabels.inputs.digests import key_hashes
 from softlabels.labels import SoftLabels
 from softlabels.labelset import layout, manifest, receipts
 from softlabels.labelset import plan as plans
+from softlabels.labelset.keys import KeyIndex
 from softlabels.labelset.manifest import Receipt, Totals
 from softlabels.labelset.plan import Plan
-from softlabels.labelset.records import IDENTITY, Records, schema
+from softlabels.labelset.records import IDENTITY, Records, from_table, schema
 from softlabels.labelset.shard import Shard
 
-# Decoded row groups that stay in memory: 256 MiB serve random reading within a few shards.
+# Row groups, still encoded, that stay in memory: 256 MiB serve random reading within many shards.
 _CACHE_BYTES = 256 << 20
 # Each holds a file descriptor, of which a process has about a thousand.
 _OPEN_SHARDS = 64
-_SIDES: tuple[Literal["left", "right"], ...] = ("left", "right")
+# Records that are decoded together for a list of them.
+_TAKEN_RECORDS = 32
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class LabelSet:
         self.receipts = list(shards)
         self.codec = plan.make_codec()
         self._shards: OrderedDict[int, Shard] = OrderedDict()
-        self._cache: OrderedDict[tuple[int, int], Records] = OrderedDict()
+        self._cache: OrderedDict[int, pa.Table] = OrderedDict()
         self._cached_bytes = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -122,10 +125,10 @@ class LabelSet:
 
     @property
     def groups_in_memory(self) -> int:
-        """How many row groups can be read in turn, record by record, each decoded only once."""
+        """How many row groups can be read in turn, record by record, each read only once."""
         largest = max(
             (
-                max(receipt.group_rows) * _bytes(receipt.entries, receipt.positions) // receipt.rows
+                max(receipt.group_rows) * _bytes(receipt, self.codec) // receipt.rows
                 for receipt in self.receipts
                 if receipt.rows
             ),
@@ -137,9 +140,8 @@ class LabelSet:
     @cached_property
     def identities(self) -> pa.Table:
         """key, part, view, source_start, source_length and digests of every record, in order."""
-        columns = schema(self.plan.data.key_type, self.codec, token_type=pa.uint32())
-        none = pa.schema([columns.field(name) for name in IDENTITY]).empty_table()
         tables = [self._shard(group.shard).read(group.group, IDENTITY) for group in self.row_groups]
+        none = self._no_rows.select(IDENTITY)
         return pa.concat_tables(tables or [none]).select(IDENTITY).combine_chunks()
 
     def __len__(self) -> int:
@@ -157,7 +159,7 @@ class LabelSet:
             TypeError: the index is no number, slice or list of numbers.
         """
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+            return self._records(np.arange(*index.indices(len(self))))
         numbers = np.asarray(index)
         if numbers.size and numbers.dtype.kind not in "iu":
             raise TypeError(
@@ -165,41 +167,71 @@ class LabelSet:
                 f"{quoted(index)}; by key with labels.get(key)"
             )
         if numbers.ndim:
-            return [self[i] for i in numbers.tolist()]
-        records, row = self.record(int(numbers))
-        # A copy: a change to it must not reach the cache, nor its life keep a row group's.
-        return records.record_labels(row).map(torch.Tensor.clone)
+            return self._records(numbers.astype(np.int64).ravel())
+        return self.take([int(numbers)]).record_labels(0)
 
-    def record(self, index: int) -> tuple[Records, int]:
-        """The decoded row group that holds a record, and its place there.
+    def _records(self, numbers: NDArray[np.int64]) -> list[SoftLabels]:
+        """Labels of each record, in memory of its own."""
+        found = []
+        for start in range(0, len(numbers), _TAKEN_RECORDS):
+            records = self.take(numbers[start : start + _TAKEN_RECORDS])
+            for row in range(len(records)):
+                found.append(records.record_labels(row).map(torch.Tensor.clone))
+        return found
+
+    def take(
+        self, numbers: Sequence[int] | NDArray[np.int64], *, device: torch.device | str = "cpu"
+    ) -> Records:
+        """Records by number, in that order; only these are decoded, together.
+
+        Args:
+            numbers: negative ones count from the end.
+            device: where the labels are wanted. Packed bytes are copied there and unpacked there.
 
         Raises:
             IndexError: there are fewer records.
+            CorruptShardError: bytes are not the ones that were written.
         """
-        number = index + len(self) if index < 0 else index
-        if not 0 <= number < len(self):
-            raise IndexError(f"record {index}: the label set has {len(self)} records")
-        group = int(np.searchsorted(self._group_starts, number, side="right")) - 1
-        return self.read_group(group), number - self.row_groups[group].start
+        wanted = np.asarray(numbers, np.int64)
+        places = np.where(wanted < 0, wanted + len(self), wanted)
+        beyond = (places < 0) | (places >= len(self))
+        if beyond.any():
+            raise IndexError(f"record {wanted[beyond][0]}: the label set has {len(self)} records")
+        pieces = list(self._pieces(places))
+        where = torch.device(device)
+        try:
+            table = pa.concat_tables([piece for _, piece in pieces] or [self._no_rows])
+            return from_table(table, self.codec, where)
+        except CorruptShardError:
+            for group, piece in pieces:
+                self._shard(self.row_groups[group].shard).decode(
+                    piece, self.codec, row_group=self.row_groups[group].group
+                )
+            raise
 
-    def read_group(self, index: int) -> Records:
-        """A row group decoded, checked, and kept for a while.
+    def _pieces(self, places: NDArray[np.int64]) -> Iterator[tuple[int, pa.Table]]:
+        """Rows of these records, a slice for each run of neighbours, and their row group."""
+        groups = np.searchsorted(self._group_starts, places, side="right") - 1
+        breaks = np.flatnonzero((np.diff(places) != 1) | (np.diff(groups) != 0)) + 1
+        bounds = [0, *breaks.tolist(), len(places)] if len(places) else [0]
+        for start, stop in pairwise(bounds):
+            group = int(groups[start])
+            first = int(places[start]) - self.row_groups[group].start
+            yield group, self._table(group).slice(first, stop - start)
 
-        Raises:
-            CorruptShardError: its bytes are not the ones that were written.
-        """
-        group = self.row_groups[index]
-        place = (group.shard, group.group)
-        if place in self._cache:
-            self._cache.move_to_end(place)
-            return self._cache[place]
-        records = self._shard(group.shard).records(group.group, self.codec)
-        self._cache[place] = records
-        self._cached_bytes += _size(records)
+    def _table(self, group: int) -> pa.Table:
+        """A row group, checked, still encoded, and kept for a while."""
+        if group in self._cache:
+            self._cache.move_to_end(group)
+            return self._cache[group]
+        place = self.row_groups[group]
+        table = self._shard(place.shard).table(place.group, self.codec)
+        self._cache[group] = table
+        self._cached_bytes += table.nbytes
         while self._cached_bytes > _CACHE_BYTES and len(self._cache) > 1:
             _, dropped = self._cache.popitem(last=False)
-            self._cached_bytes -= _size(dropped)
-        return records
+            self._cached_bytes -= dropped.nbytes
+        return table
 
     def get(self, key: str | int, *, part: int = 0, view: int = 0) -> SoftLabels:
         """Labels of a record by its identity.
@@ -211,16 +243,15 @@ class LabelSet:
 
     def index(self, key: str | int, *, part: int = 0, view: int = 0) -> int:
         """The number of a record; raises `JoinError` (a KeyError) if there is none."""
-        for number in self._numbers(key):
-            row = self.identities.slice(number, 1)
-            if row["part"][0].as_py() == part and row["view"][0].as_py() == view:
+        for number, row in self._rows(key):
+            if row["part"] == part and row["view"] == view:
                 return number
         if self.parts(key):
             raise JoinError(
                 f"key {quoted(key)} has no record of part {part}, view {view} in {self.root}; its "
                 f"labelled parts are {', '.join(map(str, self.parts(key)))}"
             )
-        first = self.identities["key"].slice(0, 1).to_pylist()
+        first = [row["key"] for row in self._identity(0)] if len(self) else []
         raise JoinError(
             f"no record with key {quoted(key)} in {self.root}; keys are "
             f"{self.plan.data.key_type}, the first is {quoted(first[0]) if first else 'missing'}"
@@ -228,8 +259,7 @@ class LabelSet:
 
     def parts(self, key: str | int) -> list[int]:
         """The parts of a key that were labelled, ascending; empty if there is no such key."""
-        found = {self.identities["part"][number].as_py() for number in self._numbers(key)}
-        return sorted(found)
+        return sorted({row["part"] for _, row in self._rows(key)})
 
     def to_dataset(self) -> Any:
         """The set as a `datasets.Dataset` of its columns, as `load_dataset(dir)` gives it."""
@@ -252,30 +282,55 @@ class LabelSet:
 
     def groups(self) -> Iterator[Records]:
         """Every row group, decoded, in record order."""
-        return (self.read_group(index) for index in range(len(self.row_groups)))
+        for group in self.row_groups:
+            yield self._shard(group.shard).records(group.group, self.codec)
 
-    def _numbers(self, key: str | int) -> Iterator[int]:
-        wanted = str if self.plan.data.key_type == "string" else (int, np.integer)
+    def _rows(self, key: str | int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Number, key, part and view of each record that has a key."""
+        key_type = self.plan.data.key_type
+        wanted = str if key_type == "string" else (int, np.integer)
         if not isinstance(key, wanted):
             raise JoinError(
-                f"key {quoted(key)} is a {type(key).__name__}; keys of this set are "
-                f"{self.plan.data.key_type}"
+                f"key {quoted(key)} is a {type(key).__name__}; keys of this set are {key_type}"
             )
-        hashes, order = self._key_index
         try:
-            value = key_hashes(pa.array([key], self.identities["key"].type))[0]
+            value = pa.array([key], pa.string() if key_type == "string" else pa.int64())
+            candidates = self._keys.candidates(value)
         except (OverflowError, UnicodeEncodeError):
             return  # beyond int64, or half a surrogate pair: no record can have it
-        first, last = (int(np.searchsorted(hashes, value, side=side)) for side in _SIDES)
-        for number in sorted(order[first:last].tolist()):
-            if self.identities["key"][number].as_py() == key:
-                yield number
+        found = False
+        for number in candidates:
+            for row in self._identity(number):
+                if row["key"] == key:
+                    found = True
+                    yield number, row
+        if not found:
+            # A hit is proven by the key itself; a miss only by an index that is whole.
+            _ = self._keys_checked
+
+    def _identity(self, number: int) -> list[dict[str, Any]]:
+        """Key, part and view of one record."""
+        ((_, piece),) = self._pieces(np.asarray([number]))
+        rows: list[dict[str, Any]] = piece.select(["key", "part", "view"]).to_pylist()
+        return rows
 
     @cached_property
-    def _key_index(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-        hashes = key_hashes(self.identities["key"])
-        order = np.argsort(hashes, kind="stable")
-        return hashes[order], order
+    def _keys(self) -> KeyIndex:
+        path = self.root / layout.KEYS
+        if self.finished and path.is_file() and path.stat().st_size == 16 * len(self):
+            return KeyIndex.map(path)
+        return KeyIndex.build([self.identities["key"]])
+
+    @cached_property
+    def _keys_checked(self) -> bool:
+        if self.finished:
+            receipts.check_keys(self.root)
+        return True
+
+    @property
+    def _no_rows(self) -> pa.Table:
+        columns = schema(self.plan.data.key_type, self.codec, token_type=pa.uint32())
+        return columns.empty_table()
 
     @cached_property
     def _length(self) -> int:
@@ -304,13 +359,11 @@ class LabelSet:
                 self._shard(index)
 
 
-def _size(records: Records) -> int:
-    return _bytes(records.labels.ids.numel(), len(records.labels))
-
-
-def _bytes(entries: int, positions: int) -> int:
-    """Decoded: an id and a log-prob an entry; the scalars of a position and its token."""
-    return 12 * entries + 33 * positions
+def _bytes(receipt: Receipt, codec: Codec) -> int:
+    """A shard in memory, still encoded: as it lies on disk, or as flat lists."""
+    if codec.packed_columns:
+        return receipt.bytes
+    return 8 * receipt.entries + 33 * receipt.positions
 
 
 def _reopen(

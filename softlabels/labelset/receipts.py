@@ -24,12 +24,24 @@ def finished(root: Path, plan_digest: str) -> list[Receipt]:
             f"{found.plan_sha256[:8]}…; the plan was changed after the set was made"
         )
     table = root / layout.SHARDS
-    if not table.is_file() or file_sha256(table) != found.files.get(layout.SHARDS):
+    _check(table, found.files.get(layout.SHARDS))
+    return manifest.parse_shard_table(table.read_bytes(), where=str(table))
+
+
+def check_keys(root: Path) -> None:
+    """Raise `CorruptShardError` if the key index of a finished set is not what was written."""
+    where = root / layout.MANIFEST
+    files = manifest.parse(where.read_bytes(), where=str(where)).files
+    if layout.KEYS in files:
+        _check(root / layout.KEYS, files[layout.KEYS])
+
+
+def _check(file: Path, expected: str | None) -> None:
+    if not file.is_file() or file_sha256(file) != expected:
         raise CorruptShardError(
-            f"{table}: it is missing or not the one the manifest names; run `softlabels verify "
+            f"{file}: it is missing or not the one the manifest names; run `softlabels verify "
             "DIR --repair`, then the same `softlabels precompute` command, to rebuild it"
         )
-    return manifest.parse_shard_table(table.read_bytes(), where=str(table))
 
 
 def _by_number(file: Path) -> tuple[int, str]:

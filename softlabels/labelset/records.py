@@ -11,10 +11,10 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from softlabels.codecs import Codec
+from softlabels.codecs import CPU, Codec
 from softlabels.errors import CorruptShardError
 from softlabels.inputs.digests import DIGEST_TYPE
-from softlabels.labels import SoftLabels, concatenate
+from softlabels.labels import FIELDS, SoftLabels, concatenate
 
 SPAN_TYPE = pa.struct(
     [pa.field("start", pa.int32(), nullable=False), pa.field("length", pa.int32(), nullable=False)]
@@ -68,10 +68,7 @@ class Records:
         tokens = slice(int(self.token_offsets[index]), int(self.token_offsets[index + 1]))
         positions = slice(int(self.label_offsets[index]), int(self.label_offsets[index + 1]))
         wanted = torch.from_numpy(self.wanted[tokens])
-        labels = self.labels[positions]
-        if bool(wanted.all()):
-            return replace(labels, mask=wanted)
-        return scatter(labels, wanted)
+        return scatter(self.labels[positions], wanted)
 
 
 def join(parts: Sequence[Records]) -> Records:
@@ -107,25 +104,23 @@ def scatter(labels: SoftLabels, mask: torch.Tensor) -> SoftLabels:
     Args:
         mask: bool, any shape, as many true places as there are positions.
     """
+    places = mask.flatten().nonzero().squeeze(1).to(labels.ids.device)
+    full = len(places) == mask.numel()
     fill = {"log_tails": -torch.inf, "hard_log_probs": torch.nan}
 
-    def spread(name: str) -> Any:
-        values = getattr(labels, name)
-        if values is None:
-            return None
-        out = values.new_full((*mask.shape, *values.shape[1:]), fill.get(name, 0))
-        out[mask] = values
-        return out
+    def spread(name: str, values: torch.Tensor) -> torch.Tensor:
+        shape = (*mask.shape, *values.shape[1:])
+        if full:
+            return values.view(shape)
+        out = values.new_full((mask.numel(), *values.shape[1:]), fill.get(name, 0))
+        return out.index_copy_(0, places, values).view(shape)
 
-    return SoftLabels(
-        ids=spread("ids"),
-        log_probs=spread("log_probs"),
-        logsumexp=spread("logsumexp"),
-        log_tails=spread("log_tails"),
-        temperatures=labels.temperatures,
-        hard_log_probs=spread("hard_log_probs"),
-        mask=mask,
-    )
+    filled: dict[str, Any] = {
+        name: spread(name, getattr(labels, name))
+        for name in FIELDS
+        if getattr(labels, name) is not None
+    }
+    return replace(labels, **filled, mask=mask.to(labels.ids.device))
 
 
 def schema(key_type: str, codec: Codec, *, token_type: pa.DataType) -> pa.Schema:
@@ -182,14 +177,13 @@ IDENTITY = (
 )
 
 
-def from_table(table: pa.Table, codec: Codec) -> Records:
-    """Rows of a shard as records.
+def from_table(table: pa.Table, codec: Codec, device: torch.device = CPU) -> Records:
+    """Rows of a shard as records, their labels on `device`.
 
     Raises:
-        CorruptShardError: columns are missing, of other types, or contradict each other.
+        CorruptShardError: columns contradict each other.
     """
-    _check_columns(table.schema, codec)
-    labels, label_offsets = codec.decode(table)
+    labels, label_offsets = codec.decode(table, device)
     lengths = table.column("length").to_numpy().astype(np.int64)
     if (lengths < 0).any():
         raise CorruptShardError("a length is negative")
@@ -216,7 +210,9 @@ def from_table(table: pa.Table, codec: Codec) -> Records:
     )
 
 
-def _check_columns(found: pa.Schema, codec: Codec) -> None:
+def check_columns(found: pa.Schema, codec: Codec) -> None:
+    """Raise `CorruptShardError` if columns of the format are missing or of other types."""
+
     def type_of(name: str) -> pa.DataType | None:
         at = found.get_field_index(name)
         return found.field(at).type if at >= 0 else None

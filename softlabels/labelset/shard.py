@@ -18,7 +18,7 @@ import xxhash
 from softlabels.codecs import Codec
 from softlabels.errors import CorruptShardError, quoted
 from softlabels.labelset.manifest import Receipt
-from softlabels.labelset.records import Records, from_table, to_table
+from softlabels.labelset.records import Records, check_columns, from_table, to_table
 
 # Smaller row groups cost compression and speed; larger ones cost memory per random lookup.
 ROW_GROUP_POSITIONS = 16_384
@@ -174,13 +174,33 @@ class Shard:
         except (pa.ArrowException, OSError) as error:
             raise self._corrupt(f"row group {row_group}: {error}") from error
 
+    def table(self, row_group: int, codec: Codec) -> pa.Table:
+        """A row group, still encoded, with the format's columns in their types.
+
+        Raises:
+            CorruptShardError: its bytes are not the ones that were written, or are no records.
+        """
+        table = self.read(row_group)
+        try:
+            check_columns(table.schema, codec)
+        except CorruptShardError as error:
+            raise self._corrupt(f"row group {row_group}: {error}") from None
+        return table
+
     def records(self, row_group: int, codec: Codec) -> Records:
         """A row group, decoded.
 
         Raises:
             CorruptShardError: its bytes are not the ones that were written, or are no records.
         """
-        table = self.read(row_group)
+        return self.decode(self.table(row_group, codec), codec, row_group=row_group)
+
+    def decode(self, table: pa.Table, codec: Codec, *, row_group: int) -> Records:
+        """Rows of a row group, decoded.
+
+        Raises:
+            CorruptShardError: they are no records.
+        """
         try:
             return from_table(table, codec)
         except CorruptShardError as error:

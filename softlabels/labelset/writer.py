@@ -17,6 +17,7 @@ from softlabels.inputs.sources import check_unique
 from softlabels.labelset import layout, manifest, receipts
 from softlabels.labelset import plan as plans
 from softlabels.labelset.card import card
+from softlabels.labelset.keys import KeyIndex
 from softlabels.labelset.manifest import Manifest, Receipt
 from softlabels.labelset.plan import Plan
 from softlabels.labelset.publish import TEMPORARY, publish, publish_folder, replace, workspace
@@ -122,6 +123,7 @@ class LabelSetWriter:
         with _disk_errors(self.root):
             files = {
                 layout.SHARDS: manifest.shard_table(shards),
+                layout.KEYS: KeyIndex.build(self._keys(shards)).to_bytes(),
                 layout.CARD: card(self.plan, totals, split=self.split).encode(),
             }
             if totals.rejects:
@@ -191,6 +193,13 @@ class LabelSetWriter:
 
         rows = sum(receipt.source_rows for receipt in shards)
         check_unique(keys, rows, where=f"the stream's column {quoted(self.plan.data.key)}")
+
+    def _keys(self, shards: list[Receipt]) -> Iterator[pa.ChunkedArray]:
+        """The key of every record."""
+        for receipt in shards:
+            shard = Shard(self.root / receipt.path, receipt=receipt, name=receipt.path)
+            for group in range(shard.metadata.num_row_groups):
+                yield shard.read(group, ["key"])["key"]
 
     def _rejects(self, shards: list[Receipt]) -> bytes:
         rows: list[dict[str, Any]] = []

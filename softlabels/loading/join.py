@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,10 @@ from softlabels.inputs.prepare import prepare
 from softlabels.inputs.sources import KEY_BATCH_ROWS, chunks, open_source
 from softlabels.labelset import layout
 from softlabels.labelset.reader import LabelSet
-from softlabels.loading.collate import FIELDS, Inputs, Picked
+from softlabels.labelset.records import Records
+from softlabels.loading.collate import FIELDS
+
+_TOLD_BY = ("key", "part", "prepared_digest")
 
 
 class Join:
@@ -63,7 +67,7 @@ class Join:
         self.__dict__.update(state)
         self._open()
 
-    def fetch(self, numbers: Sequence[int], picked: Sequence[Picked]) -> pa.Table:
+    def fetch(self, numbers: Sequence[int], records: Records) -> pa.Table:
         """The data's row for each record, checked.
 
         Raises:
@@ -72,8 +76,8 @@ class Join:
         rows = self._rows[np.asarray(numbers)]
         table = self._read(rows.tolist(), [*self._source.columns, *self.columns])
         found = input_digests(table, self._plan.data.columns)
-        for place, (one, digest) in enumerate(zip(picked, found, strict=True)):
-            key, expected = one.identity("key"), one.identity("input_digest")
+        labelled = (records.identity[name].to_pylist() for name in ("key", "input_digest"))
+        for place, (digest, key, expected) in enumerate(zip(found, *labelled, strict=True)):
             if self._plan.data.key is not None:
                 stored = table.column(self._plan.data.key)[place].as_py()
                 if stored != key:
@@ -91,8 +95,8 @@ class Join:
                 )
         return table
 
-    def inputs(self, table: pa.Table, picked: Sequence[Picked]) -> list[Inputs]:
-        """Tokens of each record, prepared again from its row.
+    def inputs(self, table: pa.Table, records: Records) -> Records:
+        """The records with their tokens, prepared again from their rows.
 
         Raises:
             JoinError: they are not those that were labelled.
@@ -107,19 +111,23 @@ class Join:
             (int(row), int(part)): index
             for index, (row, part) in enumerate(zip(windows.rows, windows.parts, strict=True))
         }
-        found = []
-        for row, one in enumerate(picked):
-            index = places.get((row, one.identity("part")))
+        labelled = (records.identity[name].to_pylist() for name in _TOLD_BY)
+        tokens, following = [], []
+        for row, (key, part, digest) in enumerate(zip(*labelled, strict=True)):
+            index = places.get((row, part))
             bounds = (0, 0) if index is None else windows.offsets[index : index + 2]
-            tokens = windows.token_ids[slice(*bounds)]
-            if index is None or prepared_digest(tokens) != one.identity("prepared_digest"):
+            found = windows.token_ids[slice(*bounds)]
+            if index is None or prepared_digest(found) != digest:
                 raise JoinError(
-                    f"key {quoted(one.identity('key'))}, part {one.identity('part')}: its tokens "
-                    "are not those that were labelled; the tokenizer or the preparation differs: "
-                    "use the tokenizer stored with the set"
+                    f"key {quoted(key)}, part {part}: its tokens are not those that were labelled; "
+                    "the tokenizer or the preparation differs: use the tokenizer stored with the "
+                    "set"
                 )
-            found.append(Inputs(torch.from_numpy(tokens), windows.next_ids[index]))
-        return found
+            tokens.append(found)
+            following.append(windows.next_ids[index])
+        return replace(
+            records, token_ids=np.concatenate(tokens), next_ids=np.asarray(following, np.int64)
+        )
 
     def extra(self, table: pa.Table) -> dict[str, Any]:
         """The data's own columns: numbers as tensors of shape (B,), all else as lists."""

@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from softlabels.errors import InputError
 from softlabels.labelset.reader import LabelSet
-from softlabels.loading.collate import Picked, collate
+from softlabels.loading.collate import collate
 from softlabels.loading.join import Join
 from softlabels.loading.order import MIXED_GROUPS, Order
 
@@ -91,14 +91,13 @@ class Loader(IterableDataset[dict[str, Any]]):
         self._seen = self._resume = seen
 
     def _collate(self, numbers: Sequence[int]) -> dict[str, Any]:
-        picked = [Picked(*self.labels.record(number)) for number in numbers]
-        table = None if self._join is None else self._join.fetch(numbers, picked)
-        if self._join is not None and not self.labels.plan.store_inputs:
-            inputs = self._join.inputs(table, picked)
-        else:
-            inputs = [one.inputs for one in picked]
-        batch = collate(picked, inputs, pad_id=self._pad_id)
-        return batch if self._join is None else {**self._join.extra(table), **batch}
+        records = self.labels.take(numbers)
+        if self._join is None:
+            return collate(records, pad_id=self._pad_id)
+        table = self._join.fetch(numbers, records)
+        if not self.labels.plan.store_inputs:
+            records = self._join.inputs(table, records)
+        return {**self._join.extra(table), **collate(records, pad_id=self._pad_id)}
 
     @cached_property
     def _digest(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from softlabels.errors import LabellingError, SoftLabelsError, TeacherError, quoted
 from softlabels.inputs.digests import DIGEST_TYPE, input_digests, prepared_digest, unit_digest
 from softlabels.inputs.prepare import Windows, prepare
-from softlabels.labels import SoftLabels
+from softlabels.labels import FIELDS, SoftLabels
 from softlabels.labelset.plan import Plan
 from softlabels.labelset.records import Records, join
 from softlabels.labelset.shard import UnitSummary
@@ -53,6 +53,7 @@ class Labeller:
         teacher, selection, plan: as planned.
         on_error: "raise" stops at a sample that cannot be labelled, "skip" notes it as a reject.
         advance: told of every batch: its tokens, and the unit's tokens in all.
+        keep_logits: hold the raw logits of the kept classes too.
     """
 
     teacher: Teacher
@@ -60,6 +61,7 @@ class Labeller:
     plan: Plan
     on_error: OnError
     advance: Callable[[int, int], None]
+    keep_logits: bool = False
 
     def __call__(self, unit: Unit) -> tuple[Records, UnitSummary]:
         """Label a unit.
@@ -94,7 +96,12 @@ class Labeller:
     def _label(self, windows: Windows, unit: Unit) -> tuple[SoftLabels, dict[int, str]]:
         """Labels of every wanted position, and why some records have none."""
         total = len(windows.token_ids)
-        out = _empty(int(windows.wanted.sum()), self.selection.k, self.plan.temperatures)
+        out = _Room(
+            int(windows.wanted.sum()),
+            self.selection.k,
+            self.plan.temperatures,
+            keep_logits=self.keep_logits,
+        )
         failures: dict[int, str] = {}
         for records in bucketed(windows.lengths, self.plan.batch_tokens):
             try:
@@ -104,12 +111,12 @@ class Labeller:
                 failures |= self._run_each(windows, records, out, error)
             self.advance(int(windows.lengths[records].sum()), total)
         owners = np.repeat(np.arange(len(windows)), windows.lengths)[windows.wanted]
-        assert out.logsumexp is not None
-        for record in np.unique(owners[~torch.isfinite(out.logsumexp).numpy()]).tolist():
+        assert out.labels.logsumexp is not None
+        for record in np.unique(owners[~torch.isfinite(out.labels.logsumexp).numpy()]).tolist():
             failures.setdefault(record, "the teacher's logits are NaN or infinite")
-        return out, failures
+        return out.labels, failures
 
-    def _run(self, windows: Windows, records: NDArray[np.int64], out: SoftLabels) -> None:
+    def _run(self, windows: Windows, records: NDArray[np.int64], out: _Room) -> None:
         """Label one batch into `out`."""
         input_ids, wanted, padding = padded(windows, records)
         tokens = windows.tokens_of(records)
@@ -126,7 +133,7 @@ class Labeller:
                     hard[rows].to(logits.device),
                     temperatures=self.plan.temperatures,
                 )
-                _put(out, where[rows], labels.to("cpu"))
+                out.put(where[rows], labels.to("cpu"))
                 done += len(logits)
         if done != len(where):
             raise TeacherError(
@@ -143,7 +150,7 @@ class Labeller:
             )
 
     def _run_each(
-        self, windows: Windows, records: NDArray[np.int64], out: SoftLabels, cause: _TeacherRaised
+        self, windows: Windows, records: NDArray[np.int64], out: _Room, cause: _TeacherRaised
     ) -> dict[int, str]:
         failures: dict[int, str] = {}
         for record in records:
@@ -227,19 +234,46 @@ def _records(
     )
 
 
-def _empty(positions: int, k: int, temperatures: tuple[float, ...]) -> SoftLabels:
-    """Room for a unit's labels; NaN until they are put there."""
-    return SoftLabels(
-        ids=torch.zeros(positions, k, dtype=torch.int64),
-        log_probs=torch.full((positions, k), torch.nan),
-        logsumexp=torch.full((positions,), torch.nan),
-        log_tails=torch.full((positions, len(temperatures)), torch.nan) if temperatures else None,
-        temperatures=temperatures,
-        hard_log_probs=torch.full((positions,), torch.nan),
-    )
+class _Room:
+    """A unit's labels while they are put there; NaN before.
 
+    Args:
+        keep_logits: hold the raw logits too, in the dtype of the first that come.
+    """
 
-def _put(out: SoftLabels, where: torch.Tensor, labels: SoftLabels) -> None:
-    for name in ("ids", "log_probs", "logsumexp", "log_tails", "hard_log_probs"):
-        if getattr(out, name) is not None:
-            getattr(out, name)[where] = getattr(labels, name)
+    def __init__(
+        self, positions: int, k: int, temperatures: tuple[float, ...], *, keep_logits: bool
+    ) -> None:
+        def unknown(*shape: int) -> torch.Tensor:
+            return torch.full((positions, *shape), torch.nan)
+
+        self._empty = keep_logits
+        self.labels = SoftLabels(
+            ids=torch.zeros(positions, k, dtype=torch.int64),
+            log_probs=unknown(k),
+            logsumexp=unknown(),
+            log_tails=unknown(len(temperatures)) if temperatures else None,
+            temperatures=temperatures,
+            hard_log_probs=unknown(),
+            logits=unknown(k) if keep_logits else None,
+        )
+
+    def put(self, where: torch.Tensor, labels: SoftLabels) -> None:
+        """Labels of the positions `where`.
+
+        Raises:
+            TeacherError: the logits are of another dtype than the first ones.
+        """
+        if self._empty and self.labels.logits is not None and labels.logits is not None:
+            narrow = self.labels.logits.to(labels.logits.dtype)
+            self.labels, self._empty = replace(self.labels, logits=narrow), False
+        for name in FIELDS:
+            room, values = getattr(self.labels, name), getattr(labels, name)
+            if room is None:
+                continue
+            if room.dtype != values.dtype:
+                raise TeacherError(
+                    f"the teacher gave logits of {values.dtype}, and its first ones were "
+                    f"{room.dtype}: where logits are kept bit for bit, all must be of one dtype"
+                )
+            room[where] = values

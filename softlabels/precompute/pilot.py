@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 
 from softlabels.inputs.sources import Source
+from softlabels.labels import SoftLabels
 from softlabels.labelset.plan import Plan
 from softlabels.precompute.label import Labeller, Unit
 from softlabels.selection import TopK
@@ -16,17 +17,18 @@ from softlabels.teachers import Teacher
 _ROWS, _TOKENS = 64, 16
 
 
-def pilot(source: Source, plan: Plan, teacher: Teacher) -> NDArray[np.int64]:
-    """Class ids that are kept in the beginnings of a seeded sample of the data.
+def pilot(source: Source, plan: Plan, teacher: Teacher) -> SoftLabels:
+    """Labels of the beginnings of a seeded sample of the data, with their raw logits.
 
     Args:
         plan: with any codec; its preparation is shortened, its selection kept.
 
     Returns:
-        any shape; empty for a stream, which can be read only once.
+        batch shape (positions,); none for a stream, which can be read only once.
     """
     if source.read is None or source.rows is None:
-        return np.empty(0, np.int64)
+        nothing = torch.empty(0, plan.selection.k)
+        return SoftLabels(ids=nothing.long(), log_probs=nothing)
     chosen = np.random.default_rng(0).choice(
         source.rows, min(_ROWS, source.rows), replace=False, shuffle=False
     )
@@ -45,6 +47,7 @@ def pilot(source: Source, plan: Plan, teacher: Teacher) -> NDArray[np.int64]:
         plan.model_copy(update={"preparation": short}),
         "skip",
         lambda *_: None,
+        keep_logits=True,
     )
     records, _ = label(Unit(0, table, source.keys(table, 0)))
-    return records.labels.ids.numpy()
+    return records.labels

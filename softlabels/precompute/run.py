@@ -8,8 +8,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from softlabels import codecs
@@ -18,6 +16,7 @@ from softlabels.errors import InputError, PlanMismatchError, quoted
 from softlabels.inputs import tokenizer as tokenizers
 from softlabels.inputs.prepare import OnLong, Preparation
 from softlabels.inputs.sources import Source, open_source
+from softlabels.labels import SoftLabels
 from softlabels.labelset import layout, receipts
 from softlabels.labelset import plan as plans
 from softlabels.labelset.manifest import Receipt
@@ -49,7 +48,7 @@ def precompute(
     on_long: OnLong = "window",
     assistant_only: bool = False,
     temperatures: Sequence[float] = DEFAULT_TEMPERATURES,
-    codec: str = "plain",
+    codec: str | None = None,
     store_inputs: bool = True,
     limit: int | None = None,
     on_error: OnError = "raise",
@@ -68,7 +67,7 @@ def precompute(
         teacher: a causal LM's Hub name or folder, a transformers model, or a teacher (see
             `softlabels.teachers`).
         out: a folder, new, empty or from an earlier run.
-        selection: which classes are kept; `TopK(64)` by default.
+        selection: which classes are kept; `TopK(64)` by default, `TopK(8)` for the codec "tiny".
         column: what is labelled: text, chat messages, or ready token ids, by its type.
         key: the column that names samples, string or integer, unique; row numbers by default.
         max_length: tokens in a record at most.
@@ -77,8 +76,10 @@ def precompute(
             drops their end, "reject" notes them in the rejects table, "raise" stops.
         assistant_only: of messages, label only what predicts the assistant's tokens.
         temperatures: where the mass of the classes not kept is stored, for losses at these T.
-        codec: how entries are written: "plain", float32 lists that anyone can read, or "compact",
-            a third of the bytes for an added KL of 1.2e-4 nats.
+        codec: how entries are written: "compact", a third of float32's bytes for an added KL of
+            1.2e-4 nats at k = 64; "tiny", the same for k = 8 by default; "lossless", the logits
+            bit for bit; "plain", float32 lists that anyone can read. The plan's when resuming, else
+            "compact".
         store_inputs: keep the token ids in the set, so that it can be trained on by itself.
         limit: only the first so many rows.
         on_error: samples that cannot be labelled (empty, NaN, teacher raised): "raise" stops with
@@ -101,7 +102,8 @@ def precompute(
     """
     root = Path(out)
     check_directory(root)
-    selection = TopK(64) if selection is None else selection
+    preset = codecs.preset(codecs.DEFAULT if codec is None else codec)
+    selection = TopK(preset.k) if selection is None else selection
     if not isinstance(selection, TopK):
         raise InputError(f"selection is {selection!r}; expected softlabels.TopK(k)")
     if isinstance(temperatures, (str, bytes)) or not isinstance(temperatures, Sequence):
@@ -122,7 +124,6 @@ def precompute(
     preparation.check()
     known = resolve(teacher)
     _check_before_loading(known, selection, preparation, temperatures)
-    codecs.check_name(codec)
     earlier = _earlier_plan(root)
     check_writable(root)
     with shown(progress) as report:
@@ -142,13 +143,16 @@ def precompute(
             batch_tokens=batch_tokens
             or (earlier.batch_tokens if earlier else DEFAULT_BATCH_TOKENS),
         )
-        plan = plan.model_copy(
-            update={"codec": _codec(codec, plan, earlier, lambda: pilot(source, plan, known))}
-        )
+        name = None if codec is None else preset.codec
+        resolved = _codec(name, plan, earlier, lambda: pilot(source, plan, known))
+        plan = plan.model_copy(update={"codec": resolved})
         save = getattr(known.tokenizer, "save_pretrained", None)
         with begin(root, plan, save_tokenizer=save) as writer:
             tracker = Tracker(report, source.rows)
-            labeller = Labeller(known, selection, plan, on_error, tracker.advance)
+            keep_logits = writer.codec.logits_dtype is not None
+            labeller = Labeller(
+                known, selection, plan, on_error, tracker.advance, keep_logits=keep_logits
+            )
             units = _label_units(source, writer, labeller, tracker)
             writer.check_no_more_than(units)
             if not writer.is_finished:
@@ -250,19 +254,21 @@ def _check_before_loading(
 
 
 def _codec(
-    name: str, plan: Plan, earlier: Plan | None, ids: Callable[[], NDArray[np.int64]]
+    name: str | None, plan: Plan, earlier: Plan | None, sample: Callable[[], SoftLabels]
 ) -> dict[str, Any]:
     """The codec's JSON; the one of an earlier run was made for its data and stays."""
     if earlier is not None:
         # Another name is refused when the plans are compared; no pilot needs to run for that.
-        return earlier.codec if earlier.codec.get("name") == name else {"name": name}
+        same = name is None or earlier.codec.get("name") == name
+        return earlier.codec if same else {"name": name}
     needs = codecs.Needs(
         classes=plan.teacher.classes,
         k=plan.selection.k,
         temperatures=plan.temperatures,
         logits_known=plan.teacher.logits_known,
+        dtype=plan.teacher.dtype,
     )
-    return codecs.resolve(name, needs, pilot=ids).to_json()
+    return codecs.resolve(name or codecs.DEFAULT, needs, pilot=sample).to_json()
 
 
 def _earlier_plan(root: Path) -> Plan | None:

@@ -51,13 +51,12 @@ def test_show_is_a_table_of_tokens(softlabels: Any, finished_set: Path, tokenize
     done = softlabels("show", finished_set, "doc-001", "--positions", 3, "--top", 2)
     assert (done.code, done.err) == (0, "")
     labels = sl.LabelSet.open(finished_set)
-    records, row = labels.record(labels.index("doc-001"))
-    start = records.token_offsets[row]
+    tokens = labels.take([labels.index("doc-001")]).token_ids
     y = labels.get("doc-001")
     assert f"key doc-001, part 0: {len(y)} positions" in done.out
     assert f"{len(y) - 3} more positions" in done.out
     for t in range(3):
-        token = tokenizer.decode([int(records.token_ids[start + t])])
+        token = tokenizer.decode([int(tokens[t])])
         assert _safe(token).replace(" ", "·") in done.out
         assert f"{math.exp(y.hard_log_probs[t]):.3f}" in done.out
         assert f" {math.exp(y.log_probs[t, 0]):.2f}" in done.out
@@ -69,13 +68,12 @@ def test_show_as_json_is_the_whole_record(softlabels: Any, finished_set: Path) -
     for arguments in ((), ("doc-000", "--part", 1)):
         found = softlabels("show", finished_set, *arguments, "--json").json
         y = labels.get("doc-000", part=1) if arguments else labels[0]
-        records, row = labels.record(labels.index("doc-000", part=found["part"]))
-        bounds = records.token_offsets[row : row + 2]
+        records = labels.take([labels.index("doc-000", part=found["part"])])
         assert (found["key"], found["view"]) == ("doc-000", 0)
         assert found["length"] == len(found["positions"]) == len(y)
         assert found["temperatures"] == [1.0, 2.0, 4.0]
         lines = found["positions"]
-        tokens = records.token_ids[slice(*bounds)].tolist()
+        tokens = records.token_ids.tolist()
         assert [line["token"] for line in lines] == tokens
         assert [line["next"] for line in lines[:-1]] == tokens[1:]
         assert [line["position"] for line in lines] == list(range(len(y)))

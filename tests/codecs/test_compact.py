@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from softlabels import SoftLabels, codecs
-from softlabels.codecs import Compact, curves
+from softlabels.codecs import Compact, curves, unpack_numba, unpack_numpy, unpack_torch
 from softlabels.codecs import unpack as unpacking
 from softlabels.codecs.idtable import IdTable
 from softlabels.errors import CorruptShardError, InputError, UnsupportedFormatError
@@ -136,13 +136,22 @@ def test_a_choice_of_records_decodes_to_those_records(case: Case, data: st.DataO
 @given(cases())
 @settings(deadline=None, max_examples=30)
 def test_compiled_and_plain_unpacking_give_equal_arrays(case: Case) -> None:
-    assert unpacking._compiled() is not None, "numba belongs to the test extra"
+    assert unpacking.engine() is unpack_numba, "numba belongs to the test extra"
     compiled, _ = case.codec.decode(case.table)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(unpacking, "_compiled", lambda: None)
+        patch.setattr(unpacking, "engine", lambda: unpack_numpy)
         plain, _ = case.codec.decode(case.table)
     assert torch.equal(compiled.ids, plain.ids)
     assert torch.equal(compiled.log_probs, plain.log_probs)
+    planes, _ = case.codec.layout.unpack(case.table)
+    gaps, starts = np.asarray(planes.by_entry[:-1]), torch.from_numpy(planes.starts)
+    codes = planes.by_entry[-1] + np.repeat(planes.by_position[0], planes.counts)
+    kept = curves.code_log_kept()[planes.by_position[1]]
+    table = torch.from_numpy(case.codec.table.ids)
+    k = case.codec.k
+    assert torch.equal(compiled.ids, unpack_torch.ids(torch.from_numpy(gaps), starts, k, table))
+    on_device = unpack_torch.log_probs(torch.from_numpy(codes), starts, k, torch.from_numpy(kept))
+    assert torch.equal(compiled.log_probs, on_device)
 
 
 def test_the_added_kl_of_a_peaked_and_a_flat_teacher_is_small() -> None:

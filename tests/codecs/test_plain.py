@@ -208,7 +208,7 @@ def test_an_unknown_codec_is_refused_by_name_with_control_characters_escaped() -
     with pytest.raises(UnsupportedFormatError, match=r'"zip\\u001b\[2J"'):
         codecs.from_json({"name": "zip\x1b[2J"})
     with pytest.raises(InputError, match=r'"zip".*plain'):
-        codecs.check_name("zip")
+        codecs.preset("zip")
 
 
 @pytest.mark.parametrize(

@@ -293,6 +293,7 @@ def test_a_damaged_tokenizer_is_named_dropped_and_saved_again(
         root,
         selection=sl.TopK(16),
         key="id",
+        codec="plain",
         max_length=64,
         unit_rows=16,
         batch_tokens=512,

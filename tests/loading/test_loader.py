@@ -154,25 +154,25 @@ def test_a_place_that_was_restored_is_gone_to_once(labels: sl.LabelSet) -> None:
 
 
 @pytest.mark.parametrize("held", [0, 2, 3, 100])
-def test_a_shuffled_epoch_decodes_each_row_group_once_whatever_fits_in_memory(
+def test_a_shuffled_epoch_reads_each_row_group_once_whatever_fits_in_memory(
     tmp_path: Path, precompute: Precompute, monkeypatch: pytest.MonkeyPatch, held: int
 ) -> None:
     rows = [{"id": f"s{i}", "ids": [i % 16] * 4} for i in range(24)]
     labels = precompute(tmp_path / "set", rows, unit_rows=4)
-    one = reader._size(labels.read_group(0))
+    one = reader._bytes(labels.receipts[0], labels.codec)
     monkeypatch.setattr(reader, "_CACHE_BYTES", held * one * 8 // 7 + 8)
-    decoded: list[tuple[str, int]] = []
-    decode = Shard.records
+    was_read: list[tuple[str, int]] = []
+    read = Shard.table
 
     def spy(shard: Shard, row_group: int, codec: Any) -> Any:
-        decoded.append((shard.name, row_group))
-        return decode(shard, row_group, codec)
+        was_read.append((shard.name, row_group))
+        return read(shard, row_group, codec)
 
-    monkeypatch.setattr(Shard, "records", spy)
+    monkeypatch.setattr(Shard, "table", spy)
     labels = sl.LabelSet.open(labels.root)
     assert labels.groups_in_memory == max(1, held)
     assert len(seen(sl.loader(labels, batch_size=5, seed=0))) == 24
-    assert len(decoded) == len(set(decoded)) == 6
+    assert len(was_read) == len(set(was_read)) == 6
 
 
 def test_epochs_differ_and_can_be_chosen(labels: sl.LabelSet) -> None:

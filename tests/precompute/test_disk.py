@@ -37,8 +37,9 @@ def test_a_disk_that_is_full_at_any_moment_leaves_a_set_that_goes_on(
     counting = FullDisk(left=float("inf"))
     monkeypatch.setattr(os, "fsync", counting)
     whole = contents(run(out=tmp_path / "whole").root)
-    # plan, two shards, two receipts, shard table, card and manifest: each file and its folder
-    assert counting.asked == 16
+    # plan, two shards, two receipts, shard table, key index, card and manifest: each file and its
+    # folder
+    assert counting.asked == 18
     for left in range(counting.asked):
         out = tmp_path / f"full-{left}"
         monkeypatch.setattr(os, "fsync", FullDisk(left))

@@ -23,10 +23,9 @@ def check_against_model(
 ) -> None:
     """Every stored number of every record, against the whole model on the whole sample's window."""
     for number in range(len(labels)):
-        records, row = labels.record(number)
+        identity = labels.identities.slice(number, 1).to_pylist()[0]
         found = labels[number]
-        key = records.identity["key"][row].as_py()
-        start = records.identity["source_start"][row].as_py()
+        key, start = identity["key"], identity["source_start"]
         sample = tokenizer(rows[key])["input_ids"]
         tokens = sample[start : start + len(found)]
         with torch.no_grad():
@@ -95,9 +94,7 @@ def test_logits_compared_one_position_off_are_caught(
     finished_set: Path, model: Any, shift: int
 ) -> None:
     labels = sl.LabelSet.open(finished_set)
-    records, row = labels.record(3)
-    y = labels[3]
-    tokens = records.token_ids[records.token_offsets[row] : records.token_offsets[row + 1]]
+    tokens, y = labels.take([3]).token_ids, labels[3]
     with torch.no_grad():
         logits = model(torch.from_numpy(tokens)[None]).logits[0]
     right = sl.losses.kl_divergence(logits, y).abs().max()
@@ -121,7 +118,7 @@ def test_padding_and_batching_do_not_change_what_is_stored(
 ) -> None:
     one_by_one = sl.precompute(
         rows, teacher_dir, tmp_path / "set", selection=sl.TopK(16), key="id", max_length=64,
-        unit_rows=16, batch_tokens=1,
+        unit_rows=16, batch_tokens=1, codec="plain",
     )  # fmt: skip
     for ours, theirs in zip(one_by_one[:], sl.LabelSet.open(finished_set)[:], strict=True):
         assert close(ours.log_probs, theirs.log_probs)
@@ -133,7 +130,7 @@ def test_the_same_plan_gives_the_same_bytes(
 ) -> None:
     sl.precompute(
         rows, teacher_dir, tmp_path / "set", selection=sl.TopK(16), key="id", max_length=64,
-        unit_rows=16, batch_tokens=512,
+        unit_rows=16, batch_tokens=512, codec="plain",
     )  # fmt: skip
     files = sorted(p.relative_to(finished_set) for p in finished_set.rglob("*") if p.is_file())
     assert files == sorted(
@@ -175,7 +172,9 @@ def test_a_real_135m_teacher_is_stored_faithfully(tmp_path: Path) -> None:
     texts = {name: topics[name] for name in ("assert", "break", "while", "lambda")}
     rows = [{"id": name, "text": text} for name, text in texts.items()]
     # One record a batch: a matrix product's last bits depend on what else is in the batch.
-    labels = sl.precompute(rows, folder, tmp_path / "set", key="id", max_length=512, batch_tokens=1)
+    labels = sl.precompute(
+        rows, folder, tmp_path / "set", key="id", max_length=512, batch_tokens=1, codec="lossless"
+    )
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     assert labels.plan.teacher.classes == 49_152
     check_against_model(labels, model, texts, tokenizer)

@@ -110,3 +110,21 @@ def test_another_codec_is_refused_in_a_line_and_before_a_pilot_runs(
     with pytest.raises(sl.errors.PlanMismatchError, match=rf'codec\.name was "{first}"') as caught:
         precompute(tmp_path / "set", teacher=known, codec=second)
     assert str(caught.value).count("codec.") == 1
+
+
+def test_without_a_codec_a_second_run_keeps_the_first_one_s(
+    tmp_path: Path, precompute: Precompute
+) -> None:
+    precompute(tmp_path / "old", codec="plain")
+    assert precompute(tmp_path / "old", codec=None).plan.codec["name"] == "plain"
+    assert precompute(tmp_path / "new", codec=None).plan.codec["name"] == "compact"
+
+
+def test_tiny_means_eight_entries_where_no_selection_is_given(
+    tmp_path: Path, precompute: Precompute
+) -> None:
+    labels = precompute(tmp_path / "set", codec="tiny", selection=None)
+    assert (labels.plan.selection.k, labels.plan.codec["name"]) == (8, "compact")
+    assert precompute(tmp_path / "three", codec="tiny").plan.selection.k == 3
+    with pytest.raises(sl.errors.InputError, match=r"sampled.*TopK.*lossless"):
+        precompute(tmp_path / "none", codec="sampled")

@@ -208,7 +208,7 @@ def test_ids_are_labelled_by_a_model_that_has_no_tokenizer_and_text_is_not(
     llama: Any, tmp_path: Path
 ) -> None:
     rows = [{"ids": [5, 6, 7]}, {"ids": [8]}]
-    settings = {"selection": sl.TopK(3), "max_length": 8, "progress": False}
+    settings = {"selection": sl.TopK(3), "max_length": 8, "codec": "plain", "progress": False}
     labels = sl.precompute(rows, llama, tmp_path / "ids", column="ids", **settings)
     with torch.no_grad():
         expected = llama(torch.tensor([[5, 6, 7]])).logits[0].log_softmax(-1).topk(3)

@@ -1,0 +1,73 @@
+"""Entries to gaps of sorted ranks, each with its code: what a packed codec writes of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softlabels.codecs.idtable import IdTable
+from softlabels.errors import CorruptShardError, InputError
+
+Unsigned = NDArray[Any]
+
+
+def sort_entries(
+    ids: NDArray[np.int64], codes: Unsigned, used: NDArray[np.bool_], table: IdTable
+) -> tuple[NDArray[np.int64], NDArray[np.uint32], Unsigned]:
+    """Entries of N positions by ascending rank.
+
+    Args:
+        ids, codes, used: (N, k).
+
+    Returns:
+        used entries of each position, (N,); of each of these E entries, one position after
+        another, its rank less the one before it less 1, uint32, and its code, (E,).
+
+    Raises:
+        InputError: an id is not below the codec's classes, or stands twice at a position.
+    """
+    if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= table.classes):
+        raise InputError(
+            f"class ids from {int(ids.min())} to {int(ids.max())} are not within the codec's "
+            f"0 … {table.classes - 1}"
+        )
+    # One sort of numbers in place of a sort of indices: the rank above, the code below.
+    bits = 8 * codes.itemsize
+    kind: Any = np.uint32 if (table.classes - 1).bit_length() + bits <= 32 else np.uint64
+    both: Unsigned = table.to_ranks(ids).astype(kind) << kind(bits)
+    both |= codes
+    full = bool(used.all())
+    if not full:
+        both[~used] = np.iinfo(kind).max
+    both.sort(axis=-1)
+    ranks = (both >> kind(bits)).astype(np.uint32)
+    sorted_codes = both.astype(codes.dtype)
+    gaps = ranks.copy()
+    gaps[:, 1:] -= ranks[:, :-1] + np.uint32(1)
+    counts = used.sum(-1, dtype=np.int64)
+    if full:
+        gaps, sorted_codes = gaps.ravel(), sorted_codes.ravel()
+    else:
+        kept = np.arange(ids.shape[1]) < counts[:, None]
+        gaps, sorted_codes = gaps[kept], sorted_codes[kept]
+    # Of two equal ranks the second's gap would be −1.
+    if gaps.size and int(gaps.max()) >= table.classes:
+        raise InputError("a class is kept twice at one position")
+    return counts, gaps, sorted_codes
+
+
+def less_floor(codes: Unsigned, counts: NDArray[np.int64]) -> tuple[Unsigned, Unsigned]:
+    """Codes less the smallest one of their position, (E,), and these floors, (N,); 0 if empty."""
+    floors = np.zeros(len(counts), codes.dtype)
+    some = counts > 0
+    if some.any():
+        starts = np.cumsum(counts) - counts
+        floors[some] = np.minimum.reduceat(codes, starts[some])
+    return codes - np.repeat(floors, counts), floors
+
+
+def beyond() -> CorruptShardError:
+    """What unpacking raises at a rank that is not below V."""
+    return CorruptShardError("a class id is beyond the classes of the codec")

@@ -1,0 +1,91 @@
+"""As `unpack_numpy`, compiled; importing it fails where numba is not installed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from softlabels.codecs.ranks import beyond
+from softlabels.codecs.unpack_numpy import LOG_CUBES, Bytes, Floats, Int64s, ranks, shifts
+
+__all__ = ["ids", "log_probs", "ranks"]
+
+
+def ids(gaps: Bytes, starts: Int64s, k: int, of_rank: Int64s) -> Int64s:
+    """See `unpack_numpy.ids`."""
+    out = np.empty((len(starts) - 1, k), np.int64)
+    if not _ids(gaps, starts, of_rank, out):
+        raise beyond()
+    return out
+
+
+def log_probs(codes: Bytes, starts: Int64s, k: int, log_kept: NDArray[np.float64] | None) -> Floats:
+    """See `unpack_numpy.log_probs`."""
+    rows = len(starts) - 1
+    shift = np.zeros(rows, np.float32)
+    if log_kept is not None:
+        cubes = np.empty(rows, np.int64)
+        _cubes(codes, starts, cubes)
+        shift = shifts(cubes, log_kept)
+    out = np.empty((rows, k), np.float32)
+    _log_cubes(codes, starts, LOG_CUBES, shift, out)
+    return out
+
+
+def _compiled(function: Any) -> Any:
+    return njit(nogil=True, cache=True, boundscheck=False)(function)
+
+
+@_compiled
+def _ids(gaps: Bytes, starts: Int64s, of_rank: Int64s, out: Int64s) -> bool:
+    classes = len(of_rank)
+    for row in range(len(starts) - 1):
+        first, count = starts[row], starts[row + 1] - starts[row]
+        rank = np.int64(-1)
+        # The number of planes is tested once a row: in the inner loop it would triple its time.
+        if len(gaps) == 1:
+            for i in range(count):
+                rank += np.int64(gaps[0, first + i]) + 1
+                out[row, i] = rank
+        elif len(gaps) == 2:
+            for i in range(count):
+                low, high = np.int64(gaps[0, first + i]), np.int64(gaps[1, first + i])
+                rank += (low | (high << 8)) + 1
+                out[row, i] = rank
+        else:
+            for i in range(count):
+                gap = np.int64(0)
+                for place in range(len(gaps)):
+                    gap |= np.int64(gaps[place, first + i]) << (8 * place)
+                rank += gap + 1
+                out[row, i] = rank
+        if rank >= classes:  # ranks ascend: the last one is the largest
+            return False
+        for i in range(count):
+            out[row, i] = of_rank[out[row, i]]
+        for i in range(count, out.shape[1]):
+            out[row, i] = 0
+    return True
+
+
+@_compiled
+def _cubes(codes: Bytes, starts: Int64s, out: Int64s) -> None:
+    for row in range(len(starts) - 1):
+        total = np.int64(0)
+        for entry in range(starts[row], starts[row + 1]):
+            code = np.int64(codes[entry])
+            total += code * code * code
+        out[row] = total
+
+
+@_compiled
+def _log_cubes(codes: Bytes, starts: Int64s, logs: Floats, shift: Floats, out: Floats) -> None:
+    for row in range(len(starts) - 1):
+        first, count = starts[row], starts[row + 1] - starts[row]
+        for i in range(count):
+            out[row, i] = logs[codes[first + i]] + shift[row]
+        for i in range(count, out.shape[1]):
+            out[row, i] = -np.inf
