@@ -14,16 +14,23 @@ import torch
 
 
 def interleaved_medians(
-    contestants: dict[str, Callable[[], Any]], *, runs: int
+    contestants: dict[str, Callable[[], Any]],
+    *,
+    runs: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
-    """Median seconds of each; all are run in turn, so that a busy machine slows them alike."""
+    """Median seconds of each; all are run in turn, so that a busy machine slows them alike.
+
+    Args:
+        clock: `time.process_time` for CPU seconds.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(runs + 1):
         for name, run in contestants.items():
-            began = time.perf_counter()
+            began = clock()
             run()
             if turn:  # the first is to warm up
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(clock() - began)
     return {name: statistics.median(taken) for name, taken in seconds.items()}
 
 

@@ -2,6 +2,7 @@
 
 from softlabels import errors, losses, teachers
 from softlabels.labels import SoftLabels
+from softlabels.labelset.derive import derive
 from softlabels.labelset.reader import LabelSet
 from softlabels.loading.loader import Loader, loader
 from softlabels.precompute.run import precompute
@@ -14,6 +15,7 @@ __all__ = [
     "Loader",
     "SoftLabels",
     "TopK",
+    "derive",
     "errors",
     "loader",
     "losses",

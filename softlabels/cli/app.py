@@ -15,7 +15,7 @@ from cyclopts.config import Json, Toml, Yaml
 from rich.console import Console
 from rich.text import Text
 
-from softlabels.cli.arguments import PrecomputeArguments
+from softlabels.cli.arguments import DeriveArguments, PrecomputeArguments
 from softlabels.errors import CorruptShardError, InputError, SoftLabelsError
 
 OK, FINDING, USAGE = 0, 1, 2
@@ -54,6 +54,19 @@ def precompute(arguments: Annotated[PrecomputeArguments, Parameter(name="*")]) -
     from softlabels.cli.label import label
 
     return label(arguments)
+
+
+@app.command
+def derive(arguments: Annotated[DeriveArguments, Parameter(name="*")]) -> int:
+    """Write a label set again, in another codec or with fewer entries; no teacher is needed.
+
+    The mass of the entries left out joins the tails. A killed run goes on with the same command.
+
+    Example: softlabels derive labels/docs labels/small --codec compact --k 16
+    """
+    from softlabels.cli.label import derive_set
+
+    return derive_set(arguments)
 
 
 @app.command

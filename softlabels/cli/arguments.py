@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +11,9 @@ from cyclopts import Parameter
 
 def _help(text: str) -> Parameter:
     return Parameter(help=text)
+
+
+CodecName = Literal["compact", "tiny", "lossless", "plain"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +48,7 @@ class PrecomputeArguments:
         ),
     ] = (1.0, 2.0, 4.0)
     codec: Annotated[
-        Literal["compact", "tiny", "lossless", "plain"] | None,
+        CodecName | None,
         _help(
             "compact: a third of float32's bytes; tiny: compact for k = 8; lossless: the logits "
             "bit for bit; plain: float32 lists that anyone can read. The plan's when resuming, "
@@ -53,6 +56,9 @@ class PrecomputeArguments:
         ),
     ] = None
     store_inputs: Annotated[bool, _help("Keep the token ids in the set.")] = True
+    probes: Annotated[
+        int, _help("Keep the dense logits of so many positions, to measure the set against.")
+    ] = 0
     limit: Annotated[int | None, _help("Only the first so many rows.")] = None
     on_error: Annotated[
         Literal["raise", "skip"],
@@ -70,6 +76,21 @@ class PrecomputeArguments:
         _help("The teacher's weights; float32 on a CPU, else the checkpoint's."),
     ] = None
     revision: Annotated[str | None, _help("The teacher's commit, branch or tag.")] = None
+    quiet: Annotated[bool, Parameter(negative="", help="No progress.")] = False
+    json: Annotated[bool, Parameter(negative="", help="Print the totals as JSON at the end.")] = (
+        False
+    )
+
+
+@dataclass(frozen=True)
+class DeriveArguments:
+    """What `softlabels derive` takes."""
+
+    source: Annotated[Path, Parameter(help="A finished label set.")]
+    out: Annotated[Path, Parameter(help="The new set's folder: new, empty, or one to resume.")]
+    _: KW_ONLY
+    codec: Annotated[CodecName | None, _help("How entries are written; as in the source.")] = None
+    k: Annotated[int | None, _help("Classes kept at every position; all of the source's.")] = None
     quiet: Annotated[bool, Parameter(negative="", help="No progress.")] = False
     json: Annotated[bool, Parameter(negative="", help="Print the totals as JSON at the end.")] = (
         False

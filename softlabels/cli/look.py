@@ -9,27 +9,34 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
 from softlabels.cli.screen import Screen
-from softlabels.errors import InputError, LabelSetError, quoted
+from softlabels.codecs.limit import Limit, limit
+from softlabels.errors import CorruptShardError, InputError, LabelSetError, quoted
 from softlabels.labelset import layout
 from softlabels.labelset.reader import LabelSet
 from softlabels.labelset.verify import repair as drop_bad
 from softlabels.labelset.verify import verify
+
+# Enough for an entropy that is right to a hundredth, read in a fraction of a second.
+_SAMPLE_POSITIONS = 16_384
 
 
 def show_info(directory: Path, *, as_json: bool) -> int:
     """What a set is."""
     labels = LabelSet.open(directory, unfinished=True)
     plan, totals = labels.plan, labels.totals
+    least = _limit(labels)
     if as_json:
         found = {
             "finished": labels.finished,
             "totals": totals.model_dump(),
             "bytes_per_position": totals.bytes / max(1, totals.positions),
+            "limit": None if least is None else asdict(least),
             "plan": plan.model_dump(mode="json"),
         }
         print(json.dumps(found, indent=2, allow_nan=False))
@@ -53,6 +60,12 @@ def show_info(directory: Path, *, as_json: bool) -> int:
         "records": f"{totals.records:,} in {totals.shards:,} shards",
         "positions": f"{totals.positions:,}, {totals.entries:,} entries",
         "bytes": f"{totals.bytes:,}, {totals.bytes / max(1, totals.positions):.1f} a position",
+        "limit": "not known: the labels cannot be read" if least is None else _in_words(least),
+        "probes": f"{totals.probes:,} positions with dense logits" if totals.probes else "none",
+        "derived from": " ← ".join(
+            f"{origin.codec}, k = {origin.k}" for origin in reversed(plan.derived_from)
+        )
+        or "the teacher itself",
         "format": f"{plan.format}, written by {plan.writer}",
     }
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
@@ -60,6 +73,29 @@ def show_info(directory: Path, *, as_json: bool) -> int:
         table.add_row(Text(name, "bold"), Text(_safe(value)))
     Screen(soft_wrap=False).print(table)
     return 0
+
+
+def _limit(labels: LabelSet) -> Limit | None:
+    """From the labels of a seeded sample of records; None of a set without any, or a damaged one.
+
+    What is wrong with it is for `verify` to say.
+    """
+    positions, records = labels.totals.positions, labels.totals.records
+    if not positions:
+        return None
+    count = min(records, -(-_SAMPLE_POSITIONS * records // positions))
+    chosen = np.random.default_rng(0).choice(records, count, replace=False, shuffle=False)
+    try:
+        return limit(labels.take(np.sort(chosen)).labels)
+    except CorruptShardError:
+        return None
+
+
+def _in_words(least: Limit) -> str:
+    return (
+        f"{least.total:.1f} a position for ids ({least.ids:.1f}) and values ({least.values:.1f}), "
+        "by their entropy"
+    )
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class Compact(Packed):
             values = curves.code_logsumexps(from_byte_planes(scalars[-8:-4]))
             logsumexp = torch.from_numpy(values).to(device)
         hard = torch.from_numpy(curves.code_hard(from_byte_planes(scalars[-4:]))).to(device)
-        codes = planes.by_entry[-1] + np.repeat(floors, planes.counts)
+        codes = planes.by_entry[-1] + planes.repeat(floors)
         log_tails = None
         if tails is not None:
             log_tails = torch.from_numpy(curves.code_log_tails().take(tails)).to(device)

@@ -95,7 +95,7 @@ class Lossless(Packed):
             from_byte_planes(list(given)).astype(kind)
             for given in (planes.by_entry[-self._width :], planes.by_position[: self._width])
         )
-        codes = codes + np.repeat(floors, planes.counts)
+        codes = codes + planes.repeat(floors)
         least = ordered_bits(torch.tensor(-torch.inf, dtype=self.logits_dtype)).item()
         logits = from_ordered_bits(spread(codes, planes, self.k, least), self.logits_dtype)
         scalars = planes.by_position[self._width :]

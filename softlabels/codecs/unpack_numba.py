@@ -41,31 +41,30 @@ def _compiled(function: Any) -> Any:
 
 @_compiled
 def _ids(gaps: Bytes, starts: Int64s, of_rank: Int64s, out: Int64s) -> bool:
-    classes = len(of_rank)
+    last = np.int64(len(of_rank) - 1)
     for row in range(len(starts) - 1):
         first, count = starts[row], starts[row + 1] - starts[row]
         rank = np.int64(-1)
         # The number of planes is tested once a row: in the inner loop it would triple its time.
         if len(gaps) == 1:
+            low = gaps[0, first : first + count]
             for i in range(count):
-                rank += np.int64(gaps[0, first + i]) + 1
-                out[row, i] = rank
+                rank += np.int64(low[i]) + 1
+                out[row, i] = of_rank[min(rank, last)]
         elif len(gaps) == 2:
+            low, high = gaps[0, first : first + count], gaps[1, first : first + count]
             for i in range(count):
-                low, high = np.int64(gaps[0, first + i]), np.int64(gaps[1, first + i])
-                rank += (low | (high << 8)) + 1
-                out[row, i] = rank
+                rank += (np.int64(low[i]) | (np.int64(high[i]) << 8)) + 1
+                out[row, i] = of_rank[min(rank, last)]
         else:
             for i in range(count):
                 gap = np.int64(0)
                 for place in range(len(gaps)):
                     gap |= np.int64(gaps[place, first + i]) << (8 * place)
                 rank += gap + 1
-                out[row, i] = rank
-        if rank >= classes:  # ranks ascend: the last one is the largest
+                out[row, i] = of_rank[min(rank, last)]
+        if rank > last:  # ranks ascend: the last one is the largest
             return False
-        for i in range(count):
-            out[row, i] = of_rank[out[row, i]]
         for i in range(count, out.shape[1]):
             out[row, i] = 0
     return True
@@ -76,8 +75,8 @@ def _cubes(codes: Bytes, starts: Int64s, out: Int64s) -> None:
     for row in range(len(starts) - 1):
         total = np.int64(0)
         for entry in range(starts[row], starts[row + 1]):
-            code = np.int64(codes[entry])
-            total += code * code * code
+            code = np.int32(codes[entry])
+            total += np.int64(code * code * code)
         out[row] = total
 
 

@@ -11,6 +11,7 @@ REJECTS = "rejects.parquet"
 CARD = "README.md"
 KEYS = "keys.index"
 DATA = "data"
+PROBES = "probes"
 RECEIPTS = "receipts"
 TOKENIZER = "tokenizer"
 
@@ -18,6 +19,11 @@ TOKENIZER = "tokenizer"
 def shard_path(split: str, unit: int) -> str:
     """Relative path of a unit's shard; without a total, because streams have none."""
     return f"{DATA}/{split}-{unit:05d}.parquet"
+
+
+def probes_path(split: str, unit: int) -> str:
+    """Relative path of a unit's probes."""
+    return f"{PROBES}/{split}-{unit:05d}.parquet"
 
 
 def receipt_path(unit: int) -> str:

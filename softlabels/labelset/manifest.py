@@ -41,6 +41,7 @@ class Receipt(BaseModel):
         chunk_digests: xxh3-64, hex, of each column chunk's bytes, row group by row group.
         input_digest: of the unit's keys and source columns.
         rejects, truncated: samples not labelled, and samples that lost their end.
+        probes: positions whose dense logits are in the unit's file of probes, and its digest.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -60,6 +61,8 @@ class Receipt(BaseModel):
     input_digest: str
     rejects: Count = 0
     truncated: Count = 0
+    probes: Count = 0
+    probes_sha256: Sha256 | None = None
 
     @model_validator(mode="after")
     def _check_groups(self) -> Self:
@@ -81,6 +84,7 @@ class Totals(BaseModel):
     bytes: Count
     rejects: Count
     truncated: Count
+    probes: Count = 0
 
 
 class Manifest(BaseModel):
@@ -131,6 +135,7 @@ def total(receipts: Sequence[Receipt]) -> Totals:
         bytes=sum(r.bytes for r in receipts),
         rejects=sum(r.rejects for r in receipts),
         truncated=sum(r.truncated for r in receipts),
+        probes=sum(r.probes for r in receipts),
     )
 
 
@@ -147,6 +152,8 @@ _SCHEMA = pa.schema(
         ("input_digest", pa.string()),
         ("rejects", pa.int64()),
         ("truncated", pa.int64()),
+        ("probes", pa.int64()),
+        ("probes_sha256", pa.string()),
     ]
 )
 

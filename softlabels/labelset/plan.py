@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,6 +15,7 @@ from softlabels.errors import PlanMismatchError, UnsupportedFormatError, quoted
 from softlabels.inputs.prepare import Preparation
 from softlabels.inputs.sources import DataIdentity
 from softlabels.inputs.tokenizer import TokenizerIdentity
+from softlabels.labelset import layout
 from softlabels.teachers.identity import TeacherIdentity
 
 FORMAT = "1.0-draft"
@@ -38,6 +40,24 @@ class SelectionPlan(BaseModel):
     algorithm: str
 
 
+class Origin(BaseModel):
+    """A label set that another one was derived from.
+
+    Attributes:
+        plan_sha256, shards_sha256: of its plan.json and shards.parquet.
+        codec, k: how its entries were written, and how many.
+        writer: the library and version that wrote it.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    plan_sha256: str
+    shards_sha256: str
+    codec: str
+    k: int
+    writer: str
+
+
 class Plan(BaseModel):
     """The whole recipe of a label set.
 
@@ -49,6 +69,8 @@ class Plan(BaseModel):
         hard_label_alignment: "next" where entry t is the distribution over token t + 1.
         unit_rows: source rows in a work unit, which makes one shard.
         batch_tokens: padded tokens in a batch, at most; with the unit it determines the batches.
+        probes: positions whose dense logits are kept, in the whole set.
+        derived_from: the sets that this one came from without a teacher, the first one first.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -68,6 +90,8 @@ class Plan(BaseModel):
     store_inputs: bool = True
     unit_rows: int = Field(ge=1)
     batch_tokens: int = Field(ge=1)
+    probes: int = Field(default=0, ge=0)
+    derived_from: tuple[Origin, ...] = ()
 
     def to_bytes(self) -> bytes:
         """plan.json, byte for byte: keys in the order of the fields, indented by two."""
@@ -117,6 +141,16 @@ def parse(data: bytes, *, where: str) -> Plan:
         raise UnsupportedFormatError(f"{where}: this is not JSON: {error}") from None
     except ValidationError as error:
         raise UnsupportedFormatError(f"{where}: {first_problem(error)}") from None
+
+
+def earlier(root: Path) -> Plan | None:
+    """The plan of the label set that lies there, finished or not.
+
+    Raises:
+        UnsupportedFormatError: as `parse`.
+    """
+    path = root / layout.PLAN
+    return parse(path.read_bytes(), where=str(path)) if path.is_file() else None
 
 
 def first_problem(error: ValidationError) -> str:

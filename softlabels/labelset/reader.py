@@ -6,7 +6,7 @@ import glob
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -21,11 +21,12 @@ from softlabels.codecs import Codec
 from softlabels.errors import CorruptShardError, JoinError, LabelSetError, quoted
 from softlabels.inputs import tokenizer as tokenizers
 from softlabels.labels import SoftLabels
-from softlabels.labelset import layout, manifest, receipts
+from softlabels.labelset import layout, manifest, probes, receipts
 from softlabels.labelset import plan as plans
 from softlabels.labelset.keys import KeyIndex
 from softlabels.labelset.manifest import Receipt, Totals
 from softlabels.labelset.plan import Plan
+from softlabels.labelset.probes import Probes
 from softlabels.labelset.records import IDENTITY, Records, from_table, schema
 from softlabels.labelset.shard import Shard
 
@@ -260,6 +261,23 @@ class LabelSet:
     def parts(self, key: str | int) -> list[int]:
         """The parts of a key that were labelled, ascending; empty if there is no such key."""
         return sorted({row["part"] for _, row in self._rows(key)})
+
+    def probes(self) -> Iterator[Probes]:
+        """Positions whose dense logits were kept, a few dozen at a time, in record order.
+
+        Raises:
+            CorruptShardError: their bytes are not the ones that were written.
+        """
+        start = 0
+        for receipt in self.receipts:
+            if receipt.probes:
+                name = layout.probes_path(self.plan.split, receipt.unit)
+                receipts.check_file(self.root / name, receipt.probes_sha256)
+                for part in probes.read(
+                    self.root / name, classes=self.plan.teacher.classes, name=name
+                ):
+                    yield replace(part, records=part.records + start)
+            start += receipt.rows
 
     def to_dataset(self) -> Any:
         """The set as a `datasets.Dataset` of its columns, as `load_dataset(dir)` gives it."""

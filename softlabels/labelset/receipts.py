@@ -24,7 +24,7 @@ def finished(root: Path, plan_digest: str) -> list[Receipt]:
             f"{found.plan_sha256[:8]}…; the plan was changed after the set was made"
         )
     table = root / layout.SHARDS
-    _check(table, found.files.get(layout.SHARDS))
+    check_file(table, found.files.get(layout.SHARDS))
     return manifest.parse_shard_table(table.read_bytes(), where=str(table))
 
 
@@ -33,10 +33,11 @@ def check_keys(root: Path) -> None:
     where = root / layout.MANIFEST
     files = manifest.parse(where.read_bytes(), where=str(where)).files
     if layout.KEYS in files:
-        _check(root / layout.KEYS, files[layout.KEYS])
+        check_file(root / layout.KEYS, files[layout.KEYS])
 
 
-def _check(file: Path, expected: str | None) -> None:
+def check_file(file: Path, expected: str | None) -> None:
+    """Raise `CorruptShardError` if a file does not have its sha256."""
     if not file.is_file() or file_sha256(file) != expected:
         raise CorruptShardError(
             f"{file}: it is missing or not the one the manifest names; run `softlabels verify "

@@ -32,6 +32,7 @@ from softlabels.labelset.shard import Shard, file_sha256, keys_of_samples
 
 # Kept mass and tail are each a sum of float32 exponentials, correct to about 1e-6.
 _MASS_TOLERANCE = 1e-4
+_OF_UNITS = (layout.DATA, layout.PROBES)
 _CHANGED_PLAN = (
     "it is not the plan that the shards were made under, and nothing can make it again: restore it "
     "from a copy of the set"
@@ -95,6 +96,7 @@ def verify(root: Path) -> Report:
     for receipt in found:
         problems = list(_shard_problems(root, receipt, plan, digest))
         findings += [Finding(receipt.path, problem) for problem in problems]
+        findings += _probe_problems(root, receipt, plan)
         positions += 0 if problems else receipt.positions
     if not findings and plan.data.key is not None:
         findings += _duplicates(root, found)
@@ -112,6 +114,9 @@ def repair(root: Path, report: Report) -> list[str]:
     bad = {name for name in named if not (root / name).is_dir()}
     if not bad or layout.PLAN in bad:
         return []
+    # A unit is made again as a whole: its shard and its probes bear the same name.
+    units = {name.rpartition("/")[2] for name in bad if name.startswith(_OF_UNITS)}
+    bad |= {f"{f}/{n}" for f in _OF_UNITS for n in units if (root / f / n).is_file()}
     with workspace(root) as scratch:
         if report.finished and not bad & {layout.MANIFEST, layout.SHARDS}:
             plan_digest = plans.digest((root / layout.PLAN).read_bytes())
@@ -158,7 +163,7 @@ def _finished(root: Path, plan: Plan, digest: str) -> tuple[list[Receipt], list[
         return [], [*findings, Finding(layout.SHARDS, str(error))]
     if manifest.total(shards) != found.totals:
         findings.append(Finding(layout.MANIFEST, "its totals are not the sums of the shards"))
-    return shards, [*findings, *_strays(root, shards)]
+    return shards, [*findings, *_strays(root, shards, plan)]
 
 
 def _unfinished(root: Path, digest: str, codec: Codec) -> tuple[list[Receipt], list[Finding]]:
@@ -208,6 +213,16 @@ def _shard_problems(root: Path, receipt: Receipt, plan: Plan, plan_digest: str) 
         yield from _content_problems(shard, receipt, plan)
     except CorruptShardError as error:
         yield str(error).removeprefix(f"{receipt.path}: ")
+
+
+def _probe_problems(root: Path, receipt: Receipt, plan: Plan) -> Iterator[Finding]:
+    if not receipt.probes:
+        return
+    name = layout.probes_path(plan.split, receipt.unit)
+    if not (root / name).is_file():
+        yield Finding(name, "the file is missing")
+    elif file_sha256(root / name) != receipt.probes_sha256:
+        yield Finding(name, "its sha256 is not the one that was published")
 
 
 def _content_problems(shard: Shard, receipt: Receipt, plan: Plan) -> Iterator[str]:
@@ -273,10 +288,15 @@ def _other_files(root: Path, found: Manifest) -> Iterator[Finding]:
             yield Finding(name, f"its sha256 is not the one in {layout.MANIFEST}")
 
 
-def _strays(root: Path, found: list[Receipt]) -> list[Finding]:
+def _strays(root: Path, found: list[Receipt], plan: Plan) -> list[Finding]:
     """Files among the shards that no receipt names; `datasets` would read them too."""
     known = {receipt.path for receipt in found}
-    here = {f"{layout.DATA}/{path.name}" for path in (root / layout.DATA).glob("*")}
+    known |= {layout.probes_path(plan.split, r.unit) for r in found if r.probes}
+    here = {
+        f"{folder}/{path.name}"
+        for folder in (layout.DATA, layout.PROBES)
+        for path in (root / folder).glob("*")
+    }
     return [Finding(name, "no receipt names this file") for name in sorted(here - known)]
 
 

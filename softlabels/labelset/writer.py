@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from softlabels.errors import InputError, LabelSetError, PlanMismatchError, quoted
 from softlabels.inputs.sources import check_unique
-from softlabels.labelset import layout, manifest, receipts
+from softlabels.labelset import layout, manifest, probes, receipts
 from softlabels.labelset import plan as plans
 from softlabels.labelset.card import card
 from softlabels.labelset.keys import KeyIndex
@@ -73,9 +73,22 @@ class LabelSetWriter:
             return found
         shard = Shard(shard_file, receipt=None, name=name)
         self._check_belongs(shard, unit)
-        made = shard.make_receipt(shard_file, self.codec)
+        made = self._with_probes(shard.make_receipt(shard_file, self.codec))
         self._keep(made)
         return made
+
+    def publish_probes(self, unit: int, write: Callable[[Path], object]) -> None:
+        """Publish a unit's probes, before its shard; if they are there already, these stay.
+
+        Args:
+            write: writes them to a new file.
+        """
+        final = self.root / layout.probes_path(self.split, unit)
+        temporary = self.scratch / f"probes-{final.name}"
+        with _disk_errors(self.root):
+            final.parent.mkdir(exist_ok=True)
+            write(temporary)
+            publish(temporary, final)
 
     def publish(self, records: Records, summary: UnitSummary) -> Receipt:
         """Write, check and publish one unit's shard; if another worker was first, its shard stays.
@@ -95,7 +108,8 @@ class LabelSetWriter:
                 codec=self.codec,
                 plan_digest=self.plan_digest,
             )
-            made = Shard(temporary, receipt=None, name=name).make_receipt(temporary, self.codec)
+            shard = Shard(temporary, receipt=None, name=name)
+            made = self._with_probes(shard.make_receipt(temporary, self.codec))
             if made.rows != len(records) or made.positions != len(records.labels):
                 raise LabelSetError(f"{name}: {made.rows} rows were read back of {len(records)}")
             if not publish(temporary, final):
@@ -166,6 +180,15 @@ class LabelSetWriter:
                 f"{shard.name}: it holds work unit {shard.summary().unit}; files were renamed: "
                 "run `softlabels verify DIR --repair`"
             )
+
+    def _with_probes(self, receipt: Receipt) -> Receipt:
+        """The receipt with the unit's probes, which were published before its shard."""
+        name = layout.probes_path(self.split, receipt.unit)
+        path = self.root / name
+        if not self.plan.probes or not path.is_file():
+            return receipt
+        found = sum(map(len, probes.read(path, classes=self.plan.teacher.classes, name=name)))
+        return receipt.model_copy(update={"probes": found, "probes_sha256": file_sha256(path)})
 
     def _keep(self, receipt: Receipt) -> None:
         data = receipt.model_dump_json().encode()

@@ -16,6 +16,7 @@ from softlabels.inputs.digests import DIGEST_TYPE, input_digests, prepared_diges
 from softlabels.inputs.prepare import Windows, prepare
 from softlabels.labels import FIELDS, SoftLabels
 from softlabels.labelset.plan import Plan
+from softlabels.labelset.probes import Probes, choose
 from softlabels.labelset.records import Records, join
 from softlabels.labelset.shard import UnitSummary
 from softlabels.precompute.batches import bucketed, padded
@@ -63,8 +64,11 @@ class Labeller:
     advance: Callable[[int, int], None]
     keep_logits: bool = False
 
-    def __call__(self, unit: Unit) -> tuple[Records, UnitSummary]:
+    def __call__(self, unit: Unit, probes: int = 0) -> tuple[Records, UnitSummary, Probes | None]:
         """Label a unit.
+
+        Args:
+            probes: how many of its positions are kept dense too.
 
         Raises:
             LabellingError: a sample cannot be labelled and `on_error` is "raise".
@@ -79,7 +83,8 @@ class Labeller:
         )
         rejects = [_reject(unit, row, 0, reason) for row, reason in windows.rejects]
         rejects += [self._failure(unit, row, 0, reason) for row, reason in windows.failures]
-        labels, failures = self._label(windows, unit)
+        dense = _Dense(choose(int(windows.wanted.sum()), probes, unit.number))
+        labels, failures = self._label(windows, dense)
         for record, reason in sorted(failures.items()):
             row, part = int(windows.rows[record]), int(windows.parts[record])
             rejects.append(self._failure(unit, row, part, reason))
@@ -91,9 +96,10 @@ class Labeller:
             rejects=tuple(rejects),
             truncated=windows.truncated,
         )
-        return drop(records, failures.keys()), summary
+        kept = dense.probes(windows, failures.keys())
+        return drop(records, failures.keys()), summary, kept
 
-    def _label(self, windows: Windows, unit: Unit) -> tuple[SoftLabels, dict[int, str]]:
+    def _label(self, windows: Windows, dense: _Dense) -> tuple[SoftLabels, dict[int, str]]:
         """Labels of every wanted position, and why some records have none."""
         total = len(windows.token_ids)
         out = _Room(
@@ -105,10 +111,10 @@ class Labeller:
         failures: dict[int, str] = {}
         for records in bucketed(windows.lengths, self.plan.batch_tokens):
             try:
-                self._run(windows, records, out)
+                self._run(windows, records, out, dense)
             except _TeacherRaised as error:
                 # One record's fault must not cost the others of its batch: try each alone.
-                failures |= self._run_each(windows, records, out, error)
+                failures |= self._run_each(windows, records, out, dense, error)
             self.advance(int(windows.lengths[records].sum()), total)
         owners = np.repeat(np.arange(len(windows)), windows.lengths)[windows.wanted]
         assert out.labels.logsumexp is not None
@@ -116,7 +122,7 @@ class Labeller:
             failures.setdefault(record, "the teacher's logits are NaN or infinite")
         return out.labels, failures
 
-    def _run(self, windows: Windows, records: NDArray[np.int64], out: _Room) -> None:
+    def _run(self, windows: Windows, records: NDArray[np.int64], out: _Room, dense: _Dense) -> None:
         """Label one batch into `out`."""
         input_ids, wanted, padding = padded(windows, records)
         tokens = windows.tokens_of(records)
@@ -134,6 +140,7 @@ class Labeller:
                     temperatures=self.plan.temperatures,
                 )
                 out.put(where[rows], labels.to("cpu"))
+                dense.put(where[rows], logits)
                 done += len(logits)
         if done != len(where):
             raise TeacherError(
@@ -150,12 +157,17 @@ class Labeller:
             )
 
     def _run_each(
-        self, windows: Windows, records: NDArray[np.int64], out: _Room, cause: _TeacherRaised
+        self,
+        windows: Windows,
+        records: NDArray[np.int64],
+        out: _Room,
+        dense: _Dense,
+        cause: _TeacherRaised,
     ) -> dict[int, str]:
         failures: dict[int, str] = {}
         for record in records:
             try:
-                self._run(windows, np.asarray([record]), out)
+                self._run(windows, np.asarray([record]), out, dense)
             except _TeacherRaised as error:
                 failures[int(record)] = str(error)
         if not failures:
@@ -277,3 +289,39 @@ class _Room:
                     f"{room.dtype}: where logits are kept bit for bit, all must be of one dtype"
                 )
             room[where] = values
+
+
+class _Dense:
+    """Dense logits of a unit's probed positions, as they come.
+
+    Args:
+        chosen: bool, (positions,).
+    """
+
+    def __init__(self, chosen: NDArray[np.bool_]) -> None:
+        self._chosen = torch.from_numpy(chosen)
+        self._rows: dict[int, torch.Tensor] = {}
+
+    def put(self, where: torch.Tensor, logits: torch.Tensor) -> None:
+        """Logits, (n, V), of the positions `where`, (n,)."""
+        hits = self._chosen[where].nonzero().squeeze(1)
+        if len(hits):
+            narrow = logits[hits.to(logits.device)].to("cpu")
+            narrow = narrow.float() if narrow.dtype.itemsize > 4 else narrow
+            self._rows |= zip(where[hits].tolist(), narrow.unbind(), strict=True)
+
+    def probes(self, windows: Windows, lost: Iterable[int]) -> Probes | None:
+        """Those whose record is not lost; None if there are none."""
+        places = np.asarray(sorted(self._rows), np.int64)
+        tokens = np.flatnonzero(windows.wanted)[places]
+        records = np.searchsorted(windows.offsets, tokens, side="right") - 1
+        gone = np.zeros(len(windows), bool)
+        gone[list(lost)] = True
+        kept = np.flatnonzero(~gone[records])
+        if not len(kept):
+            return None
+        return Probes(
+            records=(np.cumsum(~gone) - 1)[records[kept]],
+            positions=(tokens - windows.offsets[records])[kept],
+            logits=torch.stack([self._rows[place] for place in places[kept].tolist()]),
+        )

@@ -49,5 +49,5 @@ def pilot(source: Source, plan: Plan, teacher: Teacher) -> SoftLabels:
         lambda *_: None,
         keep_logits=True,
     )
-    records, _ = label(Unit(0, table, source.keys(table, 0)))
+    records, *_ = label(Unit(0, table, source.keys(table, 0)))
     return records.labels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, get_args
@@ -17,16 +18,18 @@ from softlabels.inputs import tokenizer as tokenizers
 from softlabels.inputs.prepare import OnLong, Preparation
 from softlabels.inputs.sources import Source, open_source
 from softlabels.labels import SoftLabels
-from softlabels.labelset import layout, receipts
 from softlabels.labelset import plan as plans
+from softlabels.labelset import receipts
 from softlabels.labelset.manifest import Receipt
 from softlabels.labelset.plan import Plan, SelectionPlan
+from softlabels.labelset.probes import quota
+from softlabels.labelset.probes import write as write_probes
 from softlabels.labelset.reader import LabelSet
 from softlabels.labelset.shard import Shard
 from softlabels.labelset.writer import LabelSetWriter, begin, check_directory, check_writable
 from softlabels.precompute.label import Labeller, OnError, Unit
 from softlabels.precompute.pilot import pilot
-from softlabels.precompute.progress import Tracker, shown
+from softlabels.progress import Tracker, shown
 from softlabels.selection import TopK
 from softlabels.teachers import Teacher, resolve
 
@@ -50,6 +53,7 @@ def precompute(
     temperatures: Sequence[float] = DEFAULT_TEMPERATURES,
     codec: str | None = None,
     store_inputs: bool = True,
+    probes: int = 0,
     limit: int | None = None,
     on_error: OnError = "raise",
     unit_rows: int | None = None,
@@ -81,6 +85,8 @@ def precompute(
             bit for bit; "plain", float32 lists that anyone can read. The plan's when resuming, else
             "compact".
         store_inputs: keep the token ids in the set, so that it can be trained on by itself.
+        probes: keep the dense logits of so many positions, spread over the data, bit for bit: a
+            sample to measure the set against when the teacher is gone. 4 bytes a class each.
         limit: only the first so many rows.
         on_error: samples that cannot be labelled (empty, NaN, teacher raised): "raise" stops with
             their key, "skip" notes them in the rejects table.
@@ -108,7 +114,7 @@ def precompute(
         raise InputError(f"selection is {selection!r}; expected softlabels.TopK(k)")
     if isinstance(temperatures, (str, bytes)) or not isinstance(temperatures, Sequence):
         raise InputError(f"temperatures is {temperatures!r}; expected a list of numbers")
-    _check_choices(on_error, unit_rows=unit_rows, batch_tokens=batch_tokens)
+    _check_choices(on_error, unit_rows=unit_rows, batch_tokens=batch_tokens, probes=probes)
     source = open_source(data, column=column, key=key, limit=limit)
     source.check_unique_keys()
     try:
@@ -122,9 +128,14 @@ def precompute(
     except ValidationError as error:
         raise InputError(plans.first_problem(error)) from None
     preparation.check()
+    if probes and source.rows is None:
+        raise InputError(
+            "the data is a stream of unknown length, and probes are spread over all of its rows; "
+            "pass data with random access"
+        )
     known = resolve(teacher)
     _check_before_loading(known, selection, preparation, temperatures)
-    earlier = _earlier_plan(root)
+    earlier = plans.earlier(root)
     check_writable(root)
     with shown(progress) as report:
         plan = Plan(
@@ -139,6 +150,7 @@ def precompute(
             codec=Plain(known.classes, tuple(temperatures)).to_json(),
             temperatures=tuple(temperatures),
             store_inputs=store_inputs,
+            probes=probes,
             unit_rows=unit_rows or (earlier.unit_rows if earlier else DEFAULT_UNIT_ROWS),
             batch_tokens=batch_tokens
             or (earlier.batch_tokens if earlier else DEFAULT_BATCH_TOKENS),
@@ -181,7 +193,12 @@ def _label_units(
                 "longer. Use the data of the first run, or choose another folder"
             )
         tracker.start(len(table))
-        receipt = writer.publish(*labeller(unit))
+        rows = range(row - len(table), row)
+        share = quota(writer.plan.probes, rows, source.rows) if source.rows else 0
+        records, summary, dense = labeller(unit, share)
+        if dense is not None:
+            writer.publish_probes(unit.number, partial(write_probes, probes=dense))
+        receipt = writer.publish(records, summary)
         tracker.finish(receipt.bytes)
     return number
 
@@ -227,8 +244,9 @@ def _check_choices(on_error: str, **counts: int | None) -> None:
     if on_error not in get_args(OnError):
         raise InputError(f"on_error is {quoted(on_error)}; it must be one of {get_args(OnError)}")
     for name, count in counts.items():
-        if count is not None and count < 1:
-            raise InputError(f"{name} is {count}; it must be at least 1")
+        least = 0 if name == "probes" else 1
+        if count is not None and count < least:
+            raise InputError(f"{name} is {count}; it must be at least {least}")
 
 
 def _check_before_loading(
@@ -269,8 +287,3 @@ def _codec(
         dtype=plan.teacher.dtype,
     )
     return codecs.resolve(name or codecs.DEFAULT, needs, pilot=sample).to_json()
-
-
-def _earlier_plan(root: Path) -> Plan | None:
-    path = root / layout.PLAN
-    return plans.parse(path.read_bytes(), where=str(path)) if path.is_file() else None

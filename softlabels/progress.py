@@ -109,36 +109,40 @@ class Tracker:
 
 
 @contextmanager
-def shown(enabled: bool | None) -> Iterator[Callable[[Progress], None]]:
+def shown(
+    enabled: bool | None, *, doing: str = "labelling", first: str = "loading the teacher"
+) -> Iterator[Callable[[Progress], None]]:
     """Show progress on standard error: a live bar in a terminal, else a line every 30 s.
 
     Args:
         enabled: None shows it only in a terminal.
+        doing: what the job does.
+        first: what it does before there is progress.
     """
     in_terminal = sys.stderr.isatty()
     if enabled is False or (enabled is None and not in_terminal):
         yield lambda _: None
     elif in_terminal:
-        with _bar() as report:
+        with _bar(doing, first) as report:
             yield report
     else:
-        yield _lines()
+        yield _lines(doing)
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[Progress], None]]:
+def _bar(doing: str, first: str) -> Iterator[Callable[[Progress], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
     columns = (
-        TextColumn("labelling"),
+        TextColumn(doing),
         BarColumn(),
         TextColumn("{task.description}"),
         TimeElapsedColumn(),
     )
     with Bar(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("loading the teacher", total=None)
+        task = bar.add_task(first, total=None)
 
         def report(progress: Progress) -> None:
             total = None if progress.share is None else 1.0
@@ -147,7 +151,7 @@ def _bar() -> Iterator[Callable[[Progress], None]]:
         yield report
 
 
-def _lines(every_s: float = 30.0) -> Callable[[Progress], None]:
+def _lines(doing: str, every_s: float = 30.0) -> Callable[[Progress], None]:
     last = time.perf_counter()
 
     def report(progress: Progress) -> None:
@@ -155,7 +159,7 @@ def _lines(every_s: float = 30.0) -> Callable[[Progress], None]:
         finished = progress.total_rows is not None and progress.source_rows == progress.total_rows
         if time.perf_counter() - last >= every_s or finished:
             last = time.perf_counter()
-            print(f"labelling: {progress}", file=sys.stderr, flush=True)
+            print(f"{doing}: {progress}", file=sys.stderr, flush=True)
 
     return report
 

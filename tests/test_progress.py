@@ -5,16 +5,13 @@ from __future__ import annotations
 import os
 import pty
 import sys
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import softlabels as sl
-from softlabels.precompute import progress as room
-from softlabels.precompute.progress import Progress, Tracker, shown
+from softlabels import progress as room
+from softlabels.progress import Progress, Tracker, shown
 
 
 class Clock:
@@ -191,26 +188,3 @@ def test_a_terminal_gets_a_bar_and_standard_output_stays_clean(
 
 def test_a_terminal_gets_nothing_when_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert in_a_terminal(False, 5, monkeypatch) == ""
-
-
-def test_precompute_reports_every_row_and_byte(
-    run: Callable[..., sl.LabelSet],
-    id_rows: list[dict[str, Any]],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    from softlabels.precompute import run as precompute_room
-
-    seen: list[Progress] = []
-    monkeypatch.setattr(
-        precompute_room,
-        "Tracker",
-        lambda report, rows: Tracker(lambda event: (seen.append(event), report(event)), rows),
-    )
-    labels = run()
-    assert (seen[-1].source_rows, seen[-1].total_rows, seen[-1].share) == (6, 6, 1.0)
-    assert seen[-1].tokens == labels.totals.positions
-    assert seen[-1].bytes == labels.totals.bytes
-    run(iter(id_rows))
-    assert (seen[-1].skipped_rows, seen[-1].tokens, seen[-1].total_rows) == (6, 0, None)
-    assert capsys.readouterr().err == ""

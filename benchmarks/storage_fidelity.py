@@ -1,0 +1,314 @@
+"""What bench_storage.py holds layouts to: added KL, a limit, tails at any temperature; a figure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import softlabels as sl
+from softlabels.codecs import curves
+from softlabels.labels import concatenate
+
+# Readers that take what the kept log-probs leave of 1 for the tail clamp it here (DistillKit).
+LEAST_REST = 1e-6
+# How far off a likeliest log-prob may be that was read right, more than any layout's rounding.
+_FIRST_OFF = 0.02
+# Dense rows at a time: few enough that float64 copies of them stay in memory that is reused.
+_ROWS = 32
+
+
+@dataclass(frozen=True)
+class AddedKL:
+    """KL(teacher ‖ stored) in nats.
+
+    Attributes:
+        mean, worst: over kept classes and the rest, by temperature.
+        kept_mean: over the kept classes alone, both sides normalised, T = 1.
+    """
+
+    mean: dict[float, float]
+    worst: dict[float, float]
+    kept_mean: float
+
+
+def added_kl(
+    teacher: sl.SoftLabels, stored: Any, *, classes: int, temperatures: Sequence[float]
+) -> AddedKL:
+    """What a layout adds to the KL of every position.
+
+    Args:
+        teacher: in descending order.
+        stored: with `ids` and `log_probs`, in any order; SoftLabels with their own tails, or
+            entries alone, to which `guessed` gives the rest.
+
+    Raises:
+        SystemExit: an id is another, or the likeliest class of a position has another probability.
+    """
+    by_id, order = teacher.ids.argsort(-1), stored.ids.argsort(-1)
+    if not torch.equal(teacher.ids.gather(-1, by_id), stored.ids.gather(-1, order)):
+        raise SystemExit("a layout gave other class ids back than were written")
+    wanted, first = teacher.log_probs[:, 0], stored.ids == teacher.ids[:, :1]
+    off = (torch.where(first, stored.log_probs, 0).sum(-1) - wanted).abs()
+    if bool((off > _FIRST_OFF * (1 + wanted.abs())).any()):
+        raise SystemExit("a layout gave another probability back for a position's likeliest class")
+    mean, worst = {}, {}
+    for temperature in temperatures:
+        if isinstance(stored, sl.SoftLabels):
+            log_q = full(stored, temperature)
+        else:
+            log_q = guessed(stored.log_probs, temperature, classes)
+        found = divergence(permuted(full(teacher, temperature), by_id), permuted(log_q, order))
+        mean[temperature], worst[temperature] = float(found.mean()), float(found.max())
+    kept = divergence(
+        teacher.log_probs.double().gather(-1, by_id).log_softmax(-1),
+        stored.log_probs.double().gather(-1, order).log_softmax(-1),
+    )
+    return AddedKL(mean, worst, float(kept.mean()))
+
+
+def full(labels: sl.SoftLabels, temperature: float) -> Tensor:
+    """Log-probs of the kept classes and, last, of the rest, (N, k + 1), float64."""
+    labels = labels.map(lambda t: t.double() if t.is_floating_point() else t)
+    kept, rest = labels.log_probs_at(temperature), labels.log_tail(temperature)
+    return torch.cat([kept, rest[:, None]], -1)
+
+
+def guessed(log_probs: Tensor, temperature: float, classes: int) -> Tensor:
+    """As `full`, where no tail is stored: what is missing from 1, spread over the other classes.
+
+    At T = 1 published readers do the same. At others DistillKit takes the rest for one class: on
+    real labels that adds 1.7 nats at T = 2, k = 64, where this adds 0.11.
+    """
+    log_probs, others = log_probs.double(), classes - log_probs.shape[-1]
+    rest = (1 - log_probs.exp().sum(-1, keepdim=True)).clamp(min=LEAST_REST).log()
+    spread = rest / temperature + (1 - 1 / temperature) * math.log(others)
+    return torch.cat([log_probs / temperature, spread], -1).log_softmax(-1)
+
+
+def permuted(values: Tensor, order: Tensor) -> Tensor:
+    """Kept classes in that order, the rest last."""
+    return torch.cat([values[:, :-1].gather(-1, order), values[:, -1:]], -1)
+
+
+def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p ‖ q) of each row."""
+    return torch.where(log_p == -torch.inf, 0, log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def limit(labels: sl.SoftLabels, scale: int) -> tuple[float, float]:
+    """Order-0 entropies, in bytes a position: of id sets, of value codes.
+
+    k · H(kept ids) − log₂ k! bits, because a set has no order; k · H(code − floor) + H(floor) bits,
+    the floor being the least code of a position.
+    """
+    codes = curves.prob_codes(labels.log_probs.numpy(), scale)
+    floors = codes.min(-1)
+    ids = labels.k * entropy(labels.ids.numpy()) - math.lgamma(labels.k + 1) / math.log(2)
+    return ids / 8, (labels.k * entropy(codes - floors[:, None]) + entropy(floors)) / 8
+
+
+def entropy(symbols: np.ndarray) -> float:
+    """Of their frequencies, in bits."""
+    counts = np.bincount(symbols.ravel())
+    shares = counts[counts > 0] / symbols.size
+    return float(-(shares * np.log2(shares)).sum())
+
+
+def log_tail_between(labels: sl.SoftLabels, temperature: float, classes: int) -> Tensor:
+    r"""Log of the mass of the classes not kept, (N,), between two stored temperatures, or above.
+
+    With b = 1/T, A(b) = log Σ_{not kept} exp(b z) is convex; A(0) = log(V − k) is free, and each
+    stored tail gives A(b) = log Σ_{kept} exp(b z) + log(tail / (1 − tail)). A is interpolated by
+    Newton's polynomial through the four nearest of these b. Where the largest b is among them, so
+    is the slope there, which is between the last chord c and the least kept logit (no other class
+    exceeds it): c + P·Z / (P + Z) with Z the distance to that bound and P that to the slope of
+    the parabola through the last three points.
+    """
+    log_probs = labels.log_probs.double()
+    stored = sorted(labels.temperatures, reverse=True)
+    nodes = [0.0, *(1 / t for t in stored)]
+    rest = [torch.full_like(log_probs[:, 0], math.log(classes - labels.k))]
+    for t in stored:
+        tail = labels.log_tail(t).double()
+        rest.append((log_probs / t).logsumexp(-1) + tail - torch.log(-torch.expm1(tail)))
+
+    b = 1 / temperature
+    first = max(0, min(sum(node <= b for node in nodes) - 2, len(nodes) - 4))
+    xs, ys = nodes[first : first + 4], rest[first : first + 4]
+    if xs[-1] == nodes[-1]:
+        slope = last_slope(nodes[-3:], rest[-3:], bound=log_probs.amin(-1))
+        found = newton(b, [*xs, xs[-1]], [*ys, ys[-1]], slope=slope)
+    else:
+        found = newton(b, xs, ys, slope=None)
+    return torch.nn.functional.logsigmoid(found - (b * log_probs).logsumexp(-1))
+
+
+def last_slope(xs: Sequence[float], ys: Sequence[Tensor], *, bound: Tensor) -> Tensor:
+    """The slope at the last of three points of a convex function whose slope stays below bound."""
+    before, chord = ((ys[i + 1] - ys[i]) / (xs[i + 1] - xs[i]) for i in range(2))
+    parabola = ((chord - before) * (xs[2] - xs[1]) / (xs[2] - xs[0])).clamp(min=1e-9)
+    room = (bound - chord).clamp(min=1e-9)
+    return chord + parabola * room / (parabola + room)
+
+
+def newton(x: float, xs: Sequence[float], ys: Sequence[Tensor], *, slope: Tensor | None) -> Tensor:
+    """Newton's polynomial; a node that stands twice has this slope."""
+    terms = list(ys)
+    for order in range(1, len(xs)):
+        for i in range(len(xs) - 1, order - 1, -1):
+            if xs[i] == xs[i - order]:
+                assert slope is not None
+                terms[i] = slope
+            else:
+                terms[i] = (terms[i] - terms[i - 1]) / (xs[i] - xs[i - order])
+    found = terms[-1]
+    for node, term in zip(xs[-2::-1], terms[-2::-1], strict=True):
+        found = found * (x - node) + term
+    return found
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Positions of which every logit is known.
+
+    Attributes:
+        teacher: their labels as they are stored, in descending order, batch shape (n,).
+        logits: float, (n, V).
+    """
+
+    teacher: sl.SoftLabels
+    logits: Tensor
+
+    def log_tails(self, ids: Tensor, temperature: float) -> Tensor:
+        """Log of the mass outside ids, (n,), float64."""
+        found = []
+        for rows, logits in self._chunks():
+            others = logits.scatter(-1, ids[rows], -torch.inf)
+            found.append(
+                (others / temperature).logsumexp(-1) - (logits / temperature).logsumexp(-1)
+            )
+        return torch.cat(found)
+
+    def check(self) -> None:
+        """Abort unless the stored labels are those of the logits."""
+        for rows, logits in self._chunks():
+            found = logits.log_softmax(-1).gather(-1, self.teacher.ids[rows])
+            if (found - self.teacher.log_probs[rows]).abs().max() > 1e-4:
+                raise SystemExit("the dense probes are not of these labels")
+
+    def _chunks(self) -> Iterator[tuple[slice, Tensor]]:
+        for start in range(0, len(self.logits), _ROWS):
+            rows = slice(start, start + _ROWS)
+            yield rows, self.logits[rows].double()
+
+
+def dense_probes(labels: sl.LabelSet, folder: Path | None) -> Probes | None:
+    """The positions of a label set that are kept dense, if there are any."""
+    parts = list(labels.probes())
+    if parts:
+        records, positions = (
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("records", "positions")
+        )
+        logits = torch.cat([part.logits for part in parts])
+    elif folder is not None:
+        records, positions = np.load(folder / "where.npy").T
+        logits = torch.from_numpy(np.load(folder / "dense.npy", mmap_mode="c"))
+    else:
+        return None
+    order = np.argsort(records, kind="stable")
+    teacher = [
+        labels[int(record)].sorted()[torch.from_numpy(positions[records == record])]
+        for record in np.unique(records)
+    ]
+    probes = Probes(replace(concatenate(teacher), mask=None), logits[torch.from_numpy(order)])
+    probes.check()
+    return probes
+
+
+# Below, nothing is added: the lowest mark of the axis, "0".
+_NOTHING = 1e-8
+# What is drawn: marker, then where its name stands from its last point, and how it is aligned.
+_DRAWN = {
+    "compact": ("o", (0, 11), "center"),
+    "lossless bfloat16": ("s", (0, 11), "center"),
+    "plain": ("D", (0, 11), "center"),
+    "u16 + f16 lists, zstd-3": ("^", (10, -31), "right"),
+    "Megatron-LM": ("v", (10, -5), "left"),
+    "DistillKit budget": ("P", (-10, -5), "right"),
+    "DistillKit recommended": ("X", (45, 24), "right"),
+}
+_K_SHOWN = ("compact", "lossless bfloat16", "plain", "u16 + f16 lists, zstd-3")
+
+
+def draw(rows: Sequence[Any], path: Path, *, temperatures: Sequence[float]) -> None:
+    """Bytes a position against the KL that storing adds, a panel for each temperature."""
+    from matplotlib import pyplot  # only here: not everyone who measures has it
+
+    pyplot.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
+    figure, panels = pyplot.subplots(
+        1, len(temperatures), figsize=(12, 7), sharey=True, layout="constrained"
+    )
+    powers = range(-7, 1)
+    for panel, temperature in zip(panels, temperatures, strict=True):
+        for name, points in _series(rows, temperature).items():
+            _draw_series(panel, name, points)
+        _draw_limit(panel, rows, temperature)
+        panel.set(xscale="log", yscale="log", ylim=(_NOTHING / 3, 2), xlim=(12, 600))
+        hint = "the number at a point is its k" if temperature == 1 else "grey ones store no tails"
+        panel.set_title(f"T = {temperature:g}    ({hint})", loc="left")
+        panel.set_xlabel("bytes a position, entries and tails")
+        panel.set_yticks(
+            [_NOTHING, *(10.0**power for power in powers)],
+            ["0", *(f"$10^{{{power}}}$" for power in powers)],
+        )
+        panel.set_xticks([2**power for power in range(4, 10)], [2**p for p in range(4, 10)])
+        panel.minorticks_off()
+        panel.grid(color="0.9")
+    panels[0].set_ylabel("mean KL(teacher ‖ stored) over kept classes and the rest, nats")
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
+
+
+def _series(rows: Sequence[Any], temperature: float) -> dict[str, list[tuple[float, float, int]]]:
+    """(bytes, nats, k) of each layout that is drawn, by ascending bytes."""
+    found: dict[str, list[tuple[float, float, int]]] = {name: [] for name in _DRAWN}
+    for row in rows:
+        if row.name in found:
+            kl = max(row.kl.mean[temperature], _NOTHING)
+            found[row.name].append((row.entries + (row.tails or 0), kl, row.k))
+    return {name: sorted(points) for name, points in found.items() if points}
+
+
+def _draw_series(panel: Any, name: str, points: list[tuple[float, float, int]]) -> None:
+    marker, offset, side = _DRAWN[name]
+    ours = name.split()[0] in ("compact", "lossless", "plain")
+    xs, ys, ks = zip(*points, strict=True)
+    panel.plot(
+        xs, ys, marker=marker, color="black" if ours else "0.45", linewidth=1.4 if ours else 1,
+        markersize=8, markerfacecolor="black" if ours else "white", zorder=3,
+    )  # fmt: skip
+    at = {"textcoords": "offset points", "zorder": 4}
+    weight = "bold" if ours else "normal"
+    label = name if len(points) > 1 else f"{name}, {ks[0]}"
+    panel.annotate(label, points[-1][:2], xytext=offset, ha=side, weight=weight, **at)
+    for x, y, k in points if name in _K_SHOWN else []:
+        panel.annotate(f"{k}", (x, y), xytext=(0, -17), ha="center", color="0.3", size=9, **at)
+
+
+def _draw_limit(panel: Any, rows: Sequence[Any], temperature: float) -> None:
+    points = sorted(
+        (row.limit + row.tails, row.kl.mean[temperature]) for row in rows if row.limit is not None
+    )
+    panel.plot(*zip(*points, strict=True), color="black", linestyle=":", linewidth=1.2)
+    panel.annotate(
+        "its order-0 entropy", points[0], xytext=(0, 30), size=9,
+        textcoords="offset points", arrowprops={"arrowstyle": "-", "color": "0.5"},
+    )  # fmt: skip
