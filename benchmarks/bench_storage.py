@@ -27,13 +27,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from storage_fidelity import AddedKL, added_kl, dense_probes, draw, limit, log_tail_between
+from storage_fidelity import AddedKL, added_kl, dense_probes, draw
 from storage_peers import GROUP, Bounds, Entries, Peer, peers
 from timing import interleaved_medians, machine, markdown
 
 import softlabels as sl
 from softlabels import codecs
 from softlabels.codecs import unpack, unpack_numpy
+from softlabels.codecs.limit import limit
 from softlabels.labelset.derive import derive
 from softlabels.labelset.records import Records
 
@@ -61,7 +62,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("labels", type=Path, help="a finished label set with exact log-probs")
     parser.add_argument("--learn", type=Path, help="a label set of other text")
-    parser.add_argument("--dense", type=Path, help="folder of where.npy and dense.npy")
     parser.add_argument("--figure", type=Path, help="a PNG to draw")
     parser.add_argument("--quick", action="store_true", help="fewer records, one run of each")
     args = parser.parse_args()
@@ -82,7 +82,7 @@ def main() -> None:
     print(f"{bench.describe()} of {labels.plan.teacher.name}. {machine()}")
     show_bytes(bench, args.figure)
     show_speed(bench, runs=1 if args.quick else 7)
-    show_tails(bench, labels, args.dense)
+    show_tails(bench, labels)
     show_random(args.labels, touches=10 if args.quick else 100)
 
 
@@ -245,7 +245,7 @@ def our_row(bench: Bench, name: str, labels: sl.SoftLabels) -> Row:
         ours.write(labels, bounds, tokens=bench.records),
     ]
     entries, with_tails, everything = (len(data) / len(labels) for data in written)
-    bound = sum(limit(labels, ours.codec.scale)) if name == "compact" else None
+    bound = limit(labels).total if name == "compact" else None
     return Row(name, labels.k, entries, kl, with_tails - entries, everything - with_tails, bound)
 
 
@@ -302,8 +302,8 @@ def exhaust(one: Peer | Ours, data: bytes) -> None:
         pass
 
 
-def show_tails(bench: Bench, labels: sl.LabelSet, folder: Path | None) -> None:
-    probes = dense_probes(labels, folder)
+def show_tails(bench: Bench, labels: sl.LabelSet) -> None:
+    probes = dense_probes(labels)
     if probes is None:
         return
     print(f"\nTail mass at T from those stored at {probes.teacher.temperatures}, by compact,")
@@ -314,7 +314,7 @@ def show_tails(bench: Bench, labels: sl.LabelSet, folder: Path | None) -> None:
         stored = joined(ours.read(ours.write(probes.teacher.top(k), [0, len(probes.logits)])))
         row = [f"{k}"]
         for temperature in BETWEEN:
-            found = log_tail_between(stored, temperature, bench.classes).exp()
+            found = stored.log_tail(temperature).double().exp()
             error = (found - probes.log_tails(stored.ids, temperature).exp()).abs()
             row.append(f"{float(error.mean()):.4f} / {float(error.max()):.3f}")
         rows.append(row)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 import softlabels as sl
-from softlabels.codecs import curves
 from softlabels.labels import concatenate
 
 # Readers that take what the kept log-probs leave of 1 for the tail clamp it here (DistillKit).
@@ -102,78 +101,6 @@ def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     return torch.where(log_p == -torch.inf, 0, log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-def limit(labels: sl.SoftLabels, scale: int) -> tuple[float, float]:
-    """Order-0 entropies, in bytes a position: of id sets, of value codes.
-
-    k · H(kept ids) − log₂ k! bits, because a set has no order; k · H(code − floor) + H(floor) bits,
-    the floor being the least code of a position.
-    """
-    codes = curves.prob_codes(labels.log_probs.numpy(), scale)
-    floors = codes.min(-1)
-    ids = labels.k * entropy(labels.ids.numpy()) - math.lgamma(labels.k + 1) / math.log(2)
-    return ids / 8, (labels.k * entropy(codes - floors[:, None]) + entropy(floors)) / 8
-
-
-def entropy(symbols: np.ndarray) -> float:
-    """Of their frequencies, in bits."""
-    counts = np.bincount(symbols.ravel())
-    shares = counts[counts > 0] / symbols.size
-    return float(-(shares * np.log2(shares)).sum())
-
-
-def log_tail_between(labels: sl.SoftLabels, temperature: float, classes: int) -> Tensor:
-    r"""Log of the mass of the classes not kept, (N,), between two stored temperatures, or above.
-
-    With b = 1/T, A(b) = log Σ_{not kept} exp(b z) is convex; A(0) = log(V − k) is free, and each
-    stored tail gives A(b) = log Σ_{kept} exp(b z) + log(tail / (1 − tail)). A is interpolated by
-    Newton's polynomial through the four nearest of these b. Where the largest b is among them, so
-    is the slope there, which is between the last chord c and the least kept logit (no other class
-    exceeds it): c + P·Z / (P + Z) with Z the distance to that bound and P that to the slope of
-    the parabola through the last three points.
-    """
-    log_probs = labels.log_probs.double()
-    stored = sorted(labels.temperatures, reverse=True)
-    nodes = [0.0, *(1 / t for t in stored)]
-    rest = [torch.full_like(log_probs[:, 0], math.log(classes - labels.k))]
-    for t in stored:
-        tail = labels.log_tail(t).double()
-        rest.append((log_probs / t).logsumexp(-1) + tail - torch.log(-torch.expm1(tail)))
-
-    b = 1 / temperature
-    first = max(0, min(sum(node <= b for node in nodes) - 2, len(nodes) - 4))
-    xs, ys = nodes[first : first + 4], rest[first : first + 4]
-    if xs[-1] == nodes[-1]:
-        slope = last_slope(nodes[-3:], rest[-3:], bound=log_probs.amin(-1))
-        found = newton(b, [*xs, xs[-1]], [*ys, ys[-1]], slope=slope)
-    else:
-        found = newton(b, xs, ys, slope=None)
-    return torch.nn.functional.logsigmoid(found - (b * log_probs).logsumexp(-1))
-
-
-def last_slope(xs: Sequence[float], ys: Sequence[Tensor], *, bound: Tensor) -> Tensor:
-    """The slope at the last of three points of a convex function whose slope stays below bound."""
-    before, chord = ((ys[i + 1] - ys[i]) / (xs[i + 1] - xs[i]) for i in range(2))
-    parabola = ((chord - before) * (xs[2] - xs[1]) / (xs[2] - xs[0])).clamp(min=1e-9)
-    room = (bound - chord).clamp(min=1e-9)
-    return chord + parabola * room / (parabola + room)
-
-
-def newton(x: float, xs: Sequence[float], ys: Sequence[Tensor], *, slope: Tensor | None) -> Tensor:
-    """Newton's polynomial; a node that stands twice has this slope."""
-    terms = list(ys)
-    for order in range(1, len(xs)):
-        for i in range(len(xs) - 1, order - 1, -1):
-            if xs[i] == xs[i - order]:
-                assert slope is not None
-                terms[i] = slope
-            else:
-                terms[i] = (terms[i] - terms[i - 1]) / (xs[i] - xs[i - order])
-    found = terms[-1]
-    for node, term in zip(xs[-2::-1], terms[-2::-1], strict=True):
-        found = found * (x - node) + term
-    return found
-
-
 @dataclass(frozen=True)
 class Probes:
     """Positions of which every logit is known.
@@ -209,26 +136,21 @@ class Probes:
             yield rows, self.logits[rows].double()
 
 
-def dense_probes(labels: sl.LabelSet, folder: Path | None) -> Probes | None:
+def dense_probes(labels: sl.LabelSet) -> Probes | None:
     """The positions of a label set that are kept dense, if there are any."""
     parts = list(labels.probes())
-    if parts:
-        records, positions = (
-            np.concatenate([getattr(part, name) for part in parts])
-            for name in ("records", "positions")
-        )
-        logits = torch.cat([part.logits for part in parts])
-    elif folder is not None:
-        records, positions = np.load(folder / "where.npy").T
-        logits = torch.from_numpy(np.load(folder / "dense.npy", mmap_mode="c"))
-    else:
+    if not parts:
         return None
-    order = np.argsort(records, kind="stable")
+    records, positions = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("records", "positions")
+    )
     teacher = [
         labels[int(record)].sorted()[torch.from_numpy(positions[records == record])]
         for record in np.unique(records)
     ]
-    probes = Probes(replace(concatenate(teacher), mask=None), logits[torch.from_numpy(order)])
+    probes = Probes(
+        replace(concatenate(teacher), mask=None), torch.cat([part.logits for part in parts])
+    )
     probes.check()
     return probes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from softlabels.errors import InputError, MissingTailError
+from softlabels.tails import interpolated
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +35,9 @@ class SoftLabels:
         hard_log_probs: the hard label's log-prob, shape (...); NaN where there is none.
         mask: True where there are labels, bool, shape (...); None means everywhere. At masked
             positions losses and gradients are zero, whatever the other fields hold.
+        classes: V, how many classes there are; None where it is not known.
+        sampled: `log_probs` are logs of unbiased weights, as a sampled selection gives them: they
+            need not sum to 1, and the classes not kept have weight 0 in place of a tail.
     """
 
     ids: Tensor
@@ -43,6 +48,7 @@ class SoftLabels:
     hard_log_probs: Tensor | None = None
     mask: Tensor | None = None
     logits: Tensor | None = None
+    classes: int | None = None
     sampled: bool = False
 
     def __post_init__(self) -> None:
@@ -167,16 +173,18 @@ class SoftLabels:
         return self.map(lambda tensor: tensor.pin_memory())
 
     def log_tail(self, temperature: float) -> Tensor:
-        """Log of the mass of the classes not kept, shape (...), at a stored temperature.
+        """Log of the mass of the classes not kept, shape (...), at a temperature.
 
-        Like `log_probs_at`, float64 for float64 labels, else float32.
+        Like `log_probs_at`, float64 for float64 labels, else float32. As it was stored; above the
+        lowest stored temperature and between others interpolated (`softlabels.tails`), where two
+        are stored at least and `classes` is known.
 
         Labels made by hand without `log_tails` have one at T = 1 only: the complement of their
         kept mass in float64, which is no better than the log-probs it comes from.
 
         Raises:
-            MissingTailError: the tail at `temperature` was not stored; it cannot be had from
-                log-probs at T = 1.
+            MissingTailError: the tail at `temperature` was not stored, nor those around it; it
+                cannot be had from log-probs at T = 1.
         """
         if self.log_tails is not None and temperature in self.temperatures:
             return _widened(self.log_tails[..., self.temperatures.index(temperature)])
@@ -187,6 +195,12 @@ class SoftLabels:
             )
         if self.log_tails is None and temperature == 1.0:
             return self._complement()
+        if self._interpolates(temperature):
+            assert self.classes is not None
+            assert self.log_tails is not None
+            tails = dict(zip(self.temperatures, self.log_tails.unbind(-1), strict=True))
+            found = interpolated(self.log_probs, tails, temperature, classes=self.classes)
+            return found.to(_widened(self.log_probs).dtype)
         stored = ", ".join(f"{t:g}" for t in self.temperatures) or "none (T = 1 is derived)"
         raise MissingTailError(
             f"no log tail mass at temperature {temperature:g}; stored: {stored}. The mass of the "
@@ -194,8 +208,12 @@ class SoftLabels:
             f"with temperatures=(…, {temperature:g})"
         )
 
+    def _interpolates(self, temperature: float) -> bool:
+        stored = self.temperatures
+        return self.classes is not None and len(stored) > 1 and min(stored) < temperature < math.inf
+
     def log_probs_at(self, temperature: float) -> Tensor:
-        """Kept log-probs at a stored temperature, rescaled so that kept + tail = 1, (..., k).
+        """Kept log-probs at a temperature, rescaled so that kept + tail = 1, (..., k).
 
             log p_T = log_softmax(log_probs / T) + log(1 − tail_T)
 
@@ -269,17 +287,19 @@ def concatenate(parts: Sequence[SoftLabels]) -> SoftLabels:
 def _flatten(labels: SoftLabels) -> tuple[list[Tensor], Any]:
     # A field that is None is no leaf: functions mapped over a pytree expect tensors.
     tensors = labels._tensors()
-    return list(tensors.values()), (tuple(tensors), labels.temperatures, labels.sampled)
+    context = tuple(tensors), labels.temperatures, labels.classes, labels.sampled
+    return list(tensors.values()), context
 
 
 def _unflatten(children: Any, context: Any) -> SoftLabels:
     # A pytree may be rebuilt around placeholders (torch.func, torch.compile): skip the checks.
-    names, temperatures, sampled = context
+    names, temperatures, classes, sampled = context
     given = dict(zip(names, children, strict=True))
     labels = object.__new__(SoftLabels)
     for name in _TENSORS:
         object.__setattr__(labels, name, given.get(name))
     object.__setattr__(labels, "temperatures", temperatures)
+    object.__setattr__(labels, "classes", classes)
     object.__setattr__(labels, "sampled", sampled)
     return labels
 

@@ -73,7 +73,7 @@ class TopK:
         assert labels.logits is not None
         # Every value of a narrower dtype is a float32, and turns back into the same bits.
         narrow = logits.dtype if logits.dtype.itemsize <= 4 else torch.float32
-        return replace(labels, logits=labels.logits.to(narrow))
+        return replace(labels, logits=labels.logits.to(narrow), classes=logits.shape[-1])
 
     def _check(self, logits: Tensor, hard_labels: Tensor, temperatures: Sequence[float]) -> None:
         if logits.ndim != 2 or hard_labels.shape != logits.shape[:1]:

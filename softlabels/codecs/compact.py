@@ -85,6 +85,7 @@ class Compact(Packed):
         if tails is not None:
             log_tails = torch.from_numpy(curves.code_log_tails().take(tails)).to(device)
         return SoftLabels(
+            classes=self.classes,
             ids=unpack_ids(planes, self.id_width, self.k, self.table, device),
             log_probs=self._log_probs(codes, tails, planes, device),
             logsumexp=logsumexp,

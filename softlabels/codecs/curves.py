@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -53,12 +55,14 @@ def tail_codes(log_tails: Floats) -> Codes:
     return np.where(log_tails == -np.inf, 0, codes).astype(np.uint8)
 
 
+@cache
 def code_log_tails() -> Floats:
     """The log tail mass of each code, (256,)."""
     with np.errstate(divide="ignore"):
         return (2 * np.log(np.sin(_tail_angles(np.arange(256.0))))).astype(np.float32)
 
 
+@cache
 def code_log_kept() -> NDArray[np.float64]:
     """Log of what each tail code leaves, 1 − its mass as float32 gives it, (256,)."""
     return np.log(-np.expm1(code_log_tails().astype(np.float64)))

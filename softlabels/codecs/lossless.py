@@ -109,6 +109,7 @@ class Lossless(Packed):
             )
         )
         labels = SoftLabels(
+            classes=self.classes,
             ids=unpack_ids(planes, self.id_width, self.k, self.table),
             log_probs=logits.float() - values[:, -2:-1],
             logits=logits,

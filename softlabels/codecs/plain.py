@@ -109,6 +109,7 @@ class Plain:
             log_tails=None if tails is None else tails.view(count, len(self.temperatures)),
             temperatures=() if tails is None else self.temperatures,
             hard_log_probs=scalars["hard_log_probs"],
+            classes=self.classes,
         )
         return labels if device.type == "cpu" else labels.to(device), offsets
 

@@ -98,6 +98,7 @@ class Sampled(Packed):
         if self.logits_known:
             logsumexp = torch.from_numpy(curves.code_logsumexps(from_byte_planes(scalars[:4])))
         labels = SoftLabels(
+            classes=self.classes,
             ids=unpack_ids(planes, self.id_width, self.k, self.table),
             log_probs=torch.from_numpy(spread(values, planes, self.k, -np.inf)),
             logsumexp=logsumexp,

@@ -198,7 +198,8 @@ def from_table(table: pa.Table, codec: Codec, device: torch.device = CPU) -> Rec
         if lists.null_count or flat.null_count or not np.array_equal(found - found[0], offsets):
             raise CorruptShardError("the lists of input_ids do not fit the lengths, or hold nulls")
         token_ids = flat.to_numpy().astype(np.int64)
-        next_ids = table.column("next_id").cast(pa.int64()).fill_null(-1).to_numpy()
+        column = table.column("next_id").cast(pa.int64())
+        next_ids = (column.fill_null(-1) if column.null_count else column).to_numpy()
     return Records(
         identity=table.select(IDENTITY),
         token_offsets=offsets,
@@ -254,7 +255,10 @@ def _spans(wanted: NDArray[np.bool_], offsets: Int64s) -> pa.Array:
 
 def _wanted(table: pa.Table, offsets: Int64s) -> NDArray[np.bool_]:
     """The inverse of `_spans`."""
-    spans = table.column("label_spans").combine_chunks()
+    column = table.column("label_spans")
+    if column.null_count == len(column):
+        return np.ones(int(offsets[-1]), bool)
+    spans = column.combine_chunks()
     everything = spans.is_null().to_numpy(zero_copy_only=False)
     lengths = np.diff(offsets)
     change = np.zeros(int(offsets[-1]) + 1, np.int64)
