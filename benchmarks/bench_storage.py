@@ -3,9 +3,10 @@
     python benchmarks/bench_storage.py LABELS [--learn OTHER] [--figure docs/storage.png] [--quick]
 
 LABELS is a finished label set with exact log-probs, of 50,000 positions or more and k of 64 or
-more. Ours and what others do (storage_peers.py) write the same positions, give the same ids back
-or the run ends, and are read in turn on one core. Id tables are learnt from OTHER, a set of other
-text; without it from the odd records, and the even ones are measured.
+more; `softlabels precompute … --codec lossless --k 256 --probes 4608` makes one. Ours and what
+others do (storage_peers.py) write the same positions, give the same ids back or the run ends, and
+are read in turn on one core. Id tables are learnt from OTHER, a set of other text; without it
+from the odd records, and the even ones are measured.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ def main() -> None:
     datasets.disable_progress_bars()
 
     labels = sl.LabelSet.open(args.labels)
+    if labels.plan.codec["name"] not in ("lossless", "plain"):
+        raise SystemExit(f"{args.labels} has rounded log-probs; label with --codec lossless")
     numbers = np.arange(0, len(labels), 1 if args.learn else 2)
     measured = labels.take(numbers[:GROUP] if args.quick else numbers)
     if args.learn:

@@ -46,7 +46,7 @@ class Compact(Packed):
 
     @property
     def planes(self) -> tuple[int, int]:
-        return self.id_width + 1, 1 + len(self.temperatures) + 4 * self.logits_known + 4
+        return 1, 1 + len(self.temperatures) + 4 * self.logits_known + 4
 
     def to_planes(self, labels: SoftLabels) -> Planes:
         self.check(labels)
@@ -56,7 +56,8 @@ class Compact(Packed):
         counts, gaps, codes = sort_entries(labels.ids.numpy(), codes, used, self.table)
         codes, floors = less_floor(codes, counts)
         return Planes(
-            by_entry=[*byte_planes(gaps, self.id_width), codes],
+            gaps=gaps,
+            by_entry=[codes],
             by_position=[floors, *self._scalars(labels)],
             counts=counts,
         )
@@ -80,13 +81,13 @@ class Compact(Packed):
             values = curves.code_logsumexps(from_byte_planes(scalars[-8:-4]))
             logsumexp = torch.from_numpy(values).to(device)
         hard = torch.from_numpy(curves.code_hard(from_byte_planes(scalars[-4:]))).to(device)
-        codes = planes.by_entry[-1] + planes.repeat(floors)
+        codes = planes.by_entry[0] + planes.repeat(floors)
         log_tails = None
         if tails is not None:
             log_tails = torch.from_numpy(curves.code_log_tails().take(tails)).to(device)
         return SoftLabels(
             classes=self.classes,
-            ids=unpack_ids(planes, self.id_width, self.k, self.table, device),
+            ids=unpack_ids(planes, self.k, self.table, device),
             log_probs=self._log_probs(codes, tails, planes, device),
             logsumexp=logsumexp,
             log_tails=log_tails,

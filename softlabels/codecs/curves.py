@@ -111,7 +111,7 @@ def weight_codes(log_weights: Floats) -> NDArray[np.uint16]:
     """Log weights in steps of 2⁻¹⁰ down from 8. Bound: 2⁻¹¹.
 
     Raises:
-        InputError: above 8 or below −56.
+        InputError: above 8 or below −55.999.
     """
     codes = np.rint((_MOST_LOG_WEIGHT - log_weights.astype(np.float64)) * SCALAR_STEPS)
     _check((codes >= 0) & (codes < 1 << 16), log_weights, "log weight")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -29,26 +31,30 @@ _LONG = zstandard.ZstdCompressionParameters.from_level(
 
 
 class Frames:
-    """Compresses and decompresses the planes of records.
+    """Compresses and decompresses the planes of records, in any number of threads.
 
     Args:
         dictionary: for records of fewer than `SHORT_POSITIONS` positions; empty for none.
     """
 
     def __init__(self, dictionary: bytes = b"") -> None:
-        given = zstandard.ZstdCompressionDict(dictionary) if dictionary else None
-        self._long = zstandard.ZstdCompressor(compression_params=_LONG)
-        self._short = zstandard.ZstdCompressor(
-            _LEVEL, dict_data=given, write_checksum=True, write_dict_id=False
-        )
-        self._of_long = zstandard.ZstdDecompressor()
-        self._of_short = zstandard.ZstdDecompressor(dict_data=given)
+        self._dictionary = zstandard.ZstdCompressionDict(dictionary) if dictionary else None
+        self._threads = threading.local()
+
+    @property
+    def _contexts(self) -> _Contexts:
+        """This thread's own: zstd's are not to be shared."""
+        if not hasattr(self._threads, "contexts"):
+            self._threads.contexts = _Contexts(self._dictionary)
+        contexts: _Contexts = self._threads.contexts
+        return contexts
 
     def pack(self, planes: Sequence[memoryview], *, positions: int) -> bytes:
         """The planes of one record as one frame; of a long one each in blocks of its own."""
+        contexts = self._contexts
         if positions < SHORT_POSITIONS:
-            return self._short.compress(b"".join(planes)) + _END
-        stream = self._long.compressobj(size=sum(map(len, planes)))
+            return contexts.to_short.compress(b"".join(planes)) + _END
+        stream = contexts.to_long.compressobj(size=sum(map(len, planes)))
         parts = []
         for plane in planes:
             parts.append(stream.compress(plane))
@@ -57,13 +63,18 @@ class Frames:
         return b"".join([*parts, _END])
 
     def unpack(
-        self, blobs: pa.Array, sizes: NDArray[np.int64], positions: NDArray[np.int64]
+        self,
+        blobs: pa.Array,
+        positions: NDArray[np.int64],
+        *,
+        least: NDArray[np.int64],
+        most: NDArray[np.int64],
     ) -> list[Bytes]:
         """The bytes of each frame of a binary column, checked.
 
         Args:
-            sizes: what each must hold; known before memory is taken.
             positions: of each record.
+            least, most: bytes that each may hold; checked before memory is taken.
 
         Raises:
             CorruptShardError: a frame is damaged, or of another size.
@@ -72,22 +83,34 @@ class Frames:
             raise CorruptShardError("packed holds nulls")
         offsets = np.frombuffer(blobs.buffers()[1], np.int32)[blobs.offset :][: len(blobs) + 1]
         data = memoryview(blobs.buffers()[2] or b"")
-        bounds = zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
+        contexts = self._contexts
         short = (positions < SHORT_POSITIONS).tolist()
         found = []
-        for (start, stop), size, is_short in zip(bounds, sizes.tolist(), short, strict=True):
+        for (start, stop), low, high, is_short in zip(
+            pairwise(offsets.tolist()), least.tolist(), most.tolist(), short, strict=True
+        ):
             frame = data[start : stop - len(_END)]
             try:
-                if zstandard.frame_content_size(frame) != size:
+                size = zstandard.frame_content_size(frame)
+                if not low <= size <= high:
                     raise CorruptShardError(
-                        f"a frame holds {zstandard.frame_content_size(frame)} bytes, its record "
-                        f"{size}"
+                        f"a frame holds {size} bytes, its record from {low} to {high}"
                     )
-                reader = self._of_short if is_short else self._of_long
+                reader = contexts.of_short if is_short else contexts.of_long
                 found.append(np.frombuffer(reader.decompress(frame), np.uint8))
             except zstandard.ZstdError as error:
                 raise CorruptShardError(f"a frame cannot be decompressed: {error}") from None
         return found
+
+
+class _Contexts:
+    def __init__(self, dictionary: zstandard.ZstdCompressionDict | None) -> None:
+        self.to_long = zstandard.ZstdCompressor(compression_params=_LONG)
+        self.to_short = zstandard.ZstdCompressor(
+            _LEVEL, dict_data=dictionary, write_checksum=True, write_dict_id=False
+        )
+        self.of_long = zstandard.ZstdDecompressor()
+        self.of_short = zstandard.ZstdDecompressor(dict_data=dictionary)
 
 
 def train_dictionary(samples: Sequence[bytes]) -> bytes:

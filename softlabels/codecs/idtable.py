@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Self
 
 import numpy as np
+import torch
 import zstandard
 from numpy.typing import NDArray
 
@@ -76,6 +77,16 @@ class IdTable:
         rest = np.ones(self.classes, bool)
         rest[frequent] = False
         return np.concatenate([frequent, np.flatnonzero(rest)])
+
+    def ids_on(self, device: torch.device) -> torch.Tensor:
+        """`ids` on a device, copied there once."""
+        if device not in self._copies:
+            self._copies[device] = torch.from_numpy(self.ids).to(device)
+        return self._copies[device]
+
+    @cached_property
+    def _copies(self) -> dict[torch.device, torch.Tensor]:
+        return {}
 
     @cached_property
     def _ranks(self) -> NDArray[np.uint32]:

@@ -57,7 +57,7 @@ class Lossless(Packed):
 
     @property
     def planes(self) -> tuple[int, int]:
-        return self.id_width + self._width, self._width + 4 * len(self.temperatures) + 8
+        return self._width, self._width + 4 * len(self.temperatures) + 8
 
     def to_planes(self, labels: SoftLabels) -> Planes:
         self.check(labels)
@@ -72,7 +72,8 @@ class Lossless(Packed):
         for values in scalars:
             by_position += byte_planes(np.ascontiguousarray(values).view(np.uint32), 4)
         return Planes(
-            by_entry=byte_planes(gaps, self.id_width) + byte_planes(codes, self._width),
+            gaps=gaps,
+            by_entry=byte_planes(codes, self._width),
             by_position=by_position,
             counts=counts,
         )
@@ -93,7 +94,7 @@ class Lossless(Packed):
         kind = np.uint32 if self._width == 4 else np.uint16
         codes, floors = (
             from_byte_planes(list(given)).astype(kind)
-            for given in (planes.by_entry[-self._width :], planes.by_position[: self._width])
+            for given in (planes.by_entry, planes.by_position[: self._width])
         )
         codes = codes + planes.repeat(floors)
         least = ordered_bits(torch.tensor(-torch.inf, dtype=self.logits_dtype)).item()
@@ -110,7 +111,7 @@ class Lossless(Packed):
         )
         labels = SoftLabels(
             classes=self.classes,
-            ids=unpack_ids(planes, self.id_width, self.k, self.table),
+            ids=unpack_ids(planes, self.k, self.table),
             log_probs=logits.float() - values[:, -2:-1],
             logits=logits,
             logsumexp=values[:, -2].contiguous(),

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from softlabels.codecs.frames import train_dictionary
 from softlabels.codecs.idtable import IdTable
 from softlabels.codecs.planes import PACKED_FIELDS, Layout, Planes, join
+from softlabels.codecs.ranks import rest_width
 from softlabels.codecs.unpack import CPU
 from softlabels.errors import InputError
 from softlabels.labels import SoftLabels
@@ -97,17 +98,12 @@ class Packed(ABC):
     @property
     @abstractmethod
     def planes(self) -> tuple[int, int]:
-        """How many planes there are of entries and of positions."""
+        """How many planes there are of entries, beside their gaps, and of positions."""
 
     @cached_property
     def layout(self) -> Layout:
         """Where they stand in a frame."""
-        return Layout(self.k, *self.planes, self.dictionary)
-
-    @property
-    def id_width(self) -> int:
-        """Bytes of a rank."""
-        return max(1, -(-(self.classes - 1).bit_length() // 8))
+        return Layout(self.k, rest_width(self.classes), *self.planes, self.dictionary)
 
     def check(self, labels: SoftLabels, *, sampled: bool = False) -> None:
         """Refuse labels that the codec was not made for.

@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from softlabels.codecs.frames import Frames, as_binary, byte_planes, from_byte_planes
+from softlabels.codecs.ranks import LARGE, Gaps
 from softlabels.errors import CorruptShardError
 
 Bytes = NDArray[np.uint8]
@@ -24,11 +25,13 @@ class Planes:
     """Bytes of many records, each plane running through all of them.
 
     Attributes:
-        by_entry: n of (E,); position after position, by ascending rank of the class id within one.
+        gaps: of the class ids, position after position, by ascending rank within one.
+        by_entry: n of (E,), in the same order.
         by_position: m of (P,).
         counts: entries of each position, (P,).
     """
 
+    gaps: Gaps
     by_entry: Sequence[Bytes] | Bytes
     by_position: Sequence[Bytes] | Bytes
     counts: Int64s
@@ -50,16 +53,19 @@ class Planes:
 class Layout:
     """How many planes a record's frame holds, and the columns that it is written to.
 
-    A record whose positions have fewer than k entries somewhere says how many each has, in four
-    more planes of positions.
+    In this order: the first bytes of the gaps; the rest of those that have one, lowest byte first;
+    the planes of entries; those of positions; and, where positions have fewer than k entries
+    somewhere, four planes that say how many each has.
 
     Attributes:
         k: entries at a position, at most.
+        of_rests: planes of what is left of large gaps.
         of_entries, of_positions: planes of each.
         dictionary: of the frames of short records.
     """
 
     k: int
+    of_rests: int
     of_entries: int
     of_positions: int
     dictionary: bytes = b""
@@ -81,14 +87,18 @@ class Layout:
 
     def records(self, planes: Planes, offsets: Int64s) -> Iterator[list[memoryview]]:
         """The planes of each record: what its frame holds."""
+        rests = [plane.data for plane in byte_planes(planes.gaps.rest, self.of_rests)]
         by_entry = [plane.data for plane in planes.by_entry]
         by_position = [plane.data for plane in planes.by_position]
         counted = [p.data for p in byte_planes(planes.counts.astype(np.uint32), 4)]
-        firsts = planes.starts[offsets].tolist()
-        for (start, stop), (first, last) in zip(
-            pairwise(offsets.tolist()), pairwise(firsts), strict=True
+        bounds = planes.starts[offsets]
+        large = np.searchsorted(np.flatnonzero(planes.gaps.first == LARGE), bounds)
+        for (start, stop), (first, last), (low, high) in zip(
+            *(pairwise(ends.tolist()) for ends in (offsets, bounds, large)), strict=True
         ):
-            record = [plane[first:last] for plane in by_entry]
+            record = [planes.gaps.first.data[first:last]]
+            record += [plane[low:high] for plane in rests]
+            record += [plane[first:last] for plane in by_entry]
             record += [plane[start:stop] for plane in by_position]
             if last - first != (stop - start) * self.k:
                 record += [plane[start:stop] for plane in counted]
@@ -105,27 +115,65 @@ class Layout:
         if (positions < 0).any() or (entries < 0).any() or (entries > positions * self.k).any():
             raise CorruptShardError("positions and entries contradict each other")
         ragged = entries != positions * self.k
-        sizes = entries * self.of_entries + positions * (self.of_positions + 4 * ragged)
-        frames = self.frames.unpack(table.column("packed").combine_chunks(), sizes, positions)
-
-        by_entry = np.empty((self.of_entries, int(entries.sum())), np.uint8)
-        by_position = np.empty((self.of_positions, int(positions.sum())), np.uint8)
-        counts = np.full(by_position.shape[1], self.k, np.int64)
-        entry = position = 0
+        least = entries * (1 + self.of_entries) + positions * (self.of_positions + 4 * ragged)
+        frames = self.frames.unpack(
+            table.column("packed").combine_chunks(),
+            positions,
+            least=least,
+            most=least + entries * self.of_rests,
+        )
+        room = _Room(self, int(entries.sum()), int(positions.sum()))
         for frame, held, total, is_ragged in zip(
             frames, positions.tolist(), entries.tolist(), ragged.tolist(), strict=True
         ):
-            middle = total * self.of_entries
-            end = middle + held * self.of_positions
-            inside = slice(position, position + held)
-            by_entry[:, entry : entry + total] = frame[:middle].reshape(self.of_entries, total)
-            by_position[:, inside] = frame[middle:end].reshape(self.of_positions, held)
-            if is_ragged:
-                counts[inside] = from_byte_planes(list(frame[end:].reshape(4, held)))
-                if (counts[inside] > self.k).any() or counts[inside].sum() != total:
-                    raise CorruptShardError("the entries of a record do not fit its positions")
-            entry, position = entry + total, position + held
-        return Planes(by_entry, by_position, counts), np.append(0, np.cumsum(positions))
+            room.put(frame, held, total, ragged=is_ragged)
+        return room.planes(), np.append(0, np.cumsum(positions))
+
+
+class _Room:
+    """Planes of many records while they are put there one by one."""
+
+    def __init__(self, layout: Layout, entries: int, positions: int) -> None:
+        self._layout = layout
+        self._first = np.empty(entries, np.uint8)
+        self._by_entry = np.empty((layout.of_entries, entries), np.uint8)
+        self._by_position = np.empty((layout.of_positions, positions), np.uint8)
+        self._counts = np.full(positions, layout.k, np.int64)
+        self._rests: list[NDArray[np.uint32]] = []
+        self._entry = self._position = 0
+
+    def put(self, frame: Bytes, positions: int, entries: int, *, ragged: bool) -> None:
+        """A record's bytes, of which there are enough."""
+        layout = self._layout
+        inside = slice(self._position, self._position + positions)
+        held = slice(self._entry, self._entry + entries)
+        first, frame = frame[:entries], frame[entries:]
+        rests = np.count_nonzero(first == LARGE)
+        after = len(frame) - layout.of_rests * rests
+        if after != entries * layout.of_entries + positions * (layout.of_positions + 4 * ragged):
+            raise CorruptShardError("the large gaps of a record are not as many as it says")
+        rest, frame = frame[: layout.of_rests * rests], frame[layout.of_rests * rests :]
+        middle = entries * layout.of_entries
+        end = middle + positions * layout.of_positions
+        self._first[held] = first
+        self._by_entry[:, held] = frame[:middle].reshape(layout.of_entries, entries)
+        self._by_position[:, inside] = frame[middle:end].reshape(layout.of_positions, positions)
+        if layout.of_rests:
+            self._rests.append(from_byte_planes(list(rest.reshape(layout.of_rests, rests))))
+        else:
+            self._rests.append(np.zeros(rests, np.uint32))
+        if ragged:
+            counts = from_byte_planes(list(frame[end:].reshape(4, positions)))
+            if (counts > layout.k).any() or counts.sum(dtype=np.int64) != entries:
+                raise CorruptShardError("the entries of a record do not fit its positions")
+            self._counts[inside] = counts
+        self._entry, self._position = held.stop, inside.stop
+
+    def planes(self) -> Planes:
+        """All of them."""
+        rest = np.concatenate([np.empty(0, np.uint32), *self._rests])
+        gaps = Gaps(self._first, rest)
+        return Planes(gaps, self._by_entry, self._by_position, self._counts)
 
 
 def join(parts: Sequence[Planes]) -> Planes:
@@ -137,6 +185,10 @@ def join(parts: Sequence[Planes]) -> Planes:
         return [np.concatenate(each) for each in zip(*planes, strict=True)]
 
     return Planes(
+        gaps=Gaps(
+            np.concatenate([part.gaps.first for part in parts]),
+            np.concatenate([part.gaps.rest for part in parts]),
+        ),
         by_entry=joined(part.by_entry for part in parts),
         by_position=joined(part.by_position for part in parts),
         counts=np.concatenate([part.counts for part in parts]),

@@ -30,7 +30,7 @@ _COUNT_TOLERANCE = 1e-2
 class Sampled(Packed):
     """Unbiased weights: counts of a number of draws, exactly, or any positive numbers.
 
-    Error bounds: ids none; of counts none; of other weights 2⁻¹¹ of their logarithm, from e⁻⁵⁶ to
+    Error bounds: ids none; of counts none; of other weights 2⁻¹¹ of their logarithm, from e⁻⁵⁵·⁹⁹⁹ to
     e⁸; logsumexps and hard-label log-probs within 2⁻¹¹ nats. There are no tails: what is not kept
     has weight 0.
 
@@ -52,7 +52,7 @@ class Sampled(Packed):
 
     @property
     def planes(self) -> tuple[int, int]:
-        return self.id_width + self._width, 4 * self.logits_known + 4
+        return self._width, 4 * self.logits_known + 4
 
     def to_planes(self, labels: SoftLabels) -> Planes:
         self.check(labels, sampled=True)
@@ -67,7 +67,8 @@ class Sampled(Packed):
             by_position += byte_planes(curves.logsumexp_codes(labels.logsumexp.numpy()), 4)
         by_position += byte_planes(curves.hard_codes(hard_log_probs(labels)), 4)
         return Planes(
-            by_entry=byte_planes(gaps, self.id_width) + byte_planes(codes, self._width),
+            gaps=gaps,
+            by_entry=byte_planes(codes, self._width),
             by_position=by_position,
             counts=counts,
         )
@@ -87,7 +88,7 @@ class Sampled(Packed):
         return exact
 
     def to_labels(self, planes: Planes, device: torch.device) -> SoftLabels:
-        codes = from_byte_planes(list(planes.by_entry[self.id_width :]))
+        codes = from_byte_planes(list(planes.by_entry))
         if self.draws is None:
             values = curves.code_log_weights(codes)
         else:
@@ -99,7 +100,7 @@ class Sampled(Packed):
             logsumexp = torch.from_numpy(curves.code_logsumexps(from_byte_planes(scalars[:4])))
         labels = SoftLabels(
             classes=self.classes,
-            ids=unpack_ids(planes, self.id_width, self.k, self.table),
+            ids=unpack_ids(planes, self.k, self.table),
             log_probs=torch.from_numpy(spread(values, planes, self.k, -np.inf)),
             logsumexp=logsumexp,
             hard_log_probs=torch.from_numpy(curves.code_hard(from_byte_planes(scalars[-4:]))),

@@ -21,25 +21,24 @@ from softlabels.codecs.planes import Planes
 CPU = torch.device("cpu")
 
 
-def unpack_ids(
-    planes: Planes, width: int, k: int, table: IdTable, device: torch.device = CPU
-) -> Tensor:
+def unpack_ids(planes: Planes, k: int, table: IdTable, device: torch.device = CPU) -> Tensor:
     """Class ids, int64 (N, k), 0 where unused.
 
     Args:
-        width: so many planes of entries, the first ones, hold the gaps of the ranks.
         device: where they are unpacked: what is copied there is the packed bytes.
 
     Raises:
         CorruptShardError: a rank is not below V.
     """
-    gaps = np.asarray(planes.by_entry[:width])
+    first, rest, starts = planes.gaps.first, planes.gaps.rest, planes.starts
     if device.type != "cpu" and table.listed:
-        packed, starts = (torch.from_numpy(a).to(device) for a in (gaps, planes.starts))
-        return unpack_torch.ids(packed, starts, k, _ids_on(table, device))
+        packed, large, bounds = (
+            torch.from_numpy(array).to(device) for array in (first, rest.astype(np.int64), starts)
+        )
+        return unpack_torch.ids(packed, large, bounds, k, of_rank=table.ids_on(device))
     if table.listed:
-        return torch.from_numpy(engine().ids(gaps, planes.starts, k, table.ids)).to(device)
-    ranks = engine().ranks(gaps, planes.starts, k, table.classes)
+        return torch.from_numpy(engine().ids(first, rest, starts, k, of_rank=table.ids)).to(device)
+    ranks = engine().ranks(first, rest, starts, k, classes=table.classes)
     used = np.arange(k) < planes.counts[:, None]
     return torch.from_numpy(np.where(used, table.to_ids(ranks), 0)).to(device)
 
@@ -72,11 +71,6 @@ def engine() -> ModuleType:
     except ImportError:
         return unpack_numpy
     return unpack_numba
-
-
-@cache
-def _ids_on(table: IdTable, device: torch.device) -> Tensor:
-    return torch.from_numpy(table.ids).to(device)
 
 
 def spread(values: NDArray[Any], planes: Planes, k: int, fill: float) -> NDArray[Any]:

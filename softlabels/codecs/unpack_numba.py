@@ -8,16 +8,25 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from softlabels.codecs.ranks import beyond
-from softlabels.codecs.unpack_numpy import LOG_CUBES, Bytes, Floats, Int64s, ranks, shifts
+from softlabels.codecs.ranks import LARGE, beyond
+from softlabels.codecs.unpack_numpy import (
+    LOG_CUBES,
+    Bytes,
+    Floats,
+    Int64s,
+    Uint32s,
+    ranks,
+    shifts,
+)
 
 __all__ = ["ids", "log_probs", "ranks"]
 
 
-def ids(gaps: Bytes, starts: Int64s, k: int, of_rank: Int64s) -> Int64s:
+def ids(first: Bytes, rest: Uint32s, starts: Int64s, k: int, *, of_rank: Int64s) -> Int64s:
     """See `unpack_numpy.ids`."""
     out = np.empty((len(starts) - 1, k), np.int64)
-    if not _ids(gaps, starts, of_rank, out):
+    # One more, so that the loop may look at the next one before it knows whether it needs it.
+    if not _ids(first, np.append(rest, np.uint32(0)), starts, of_rank, out):
         raise beyond()
     return out
 
@@ -40,29 +49,17 @@ def _compiled(function: Any) -> Any:
 
 
 @_compiled
-def _ids(gaps: Bytes, starts: Int64s, of_rank: Int64s, out: Int64s) -> bool:
-    last = np.int64(len(of_rank) - 1)
+def _ids(first: Bytes, rest: Uint32s, starts: Int64s, of_rank: Int64s, out: Int64s) -> bool:
+    last, done = np.int64(len(of_rank) - 1), np.int64(0)
     for row in range(len(starts) - 1):
-        first, count = starts[row], starts[row + 1] - starts[row]
+        start, count = starts[row], starts[row + 1] - starts[row]
         rank = np.int64(-1)
-        # The number of planes is tested once a row: in the inner loop it would triple its time.
-        if len(gaps) == 1:
-            low = gaps[0, first : first + count]
-            for i in range(count):
-                rank += np.int64(low[i]) + 1
-                out[row, i] = of_rank[min(rank, last)]
-        elif len(gaps) == 2:
-            low, high = gaps[0, first : first + count], gaps[1, first : first + count]
-            for i in range(count):
-                rank += (np.int64(low[i]) | (np.int64(high[i]) << 8)) + 1
-                out[row, i] = of_rank[min(rank, last)]
-        else:
-            for i in range(count):
-                gap = np.int64(0)
-                for place in range(len(gaps)):
-                    gap |= np.int64(gaps[place, first + i]) << (8 * place)
-                rank += gap + 1
-                out[row, i] = of_rank[min(rank, last)]
+        for i in range(count):
+            gap = np.int64(first[start + i])
+            large = np.int64(gap == LARGE)
+            rank += 1 + gap + large * np.int64(rest[done])
+            done += large
+            out[row, i] = of_rank[min(rank, last)]
         if rank > last:  # ranks ascend: the last one is the largest
             return False
         for i in range(count, out.shape[1]):

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from softlabels.codecs.ranks import beyond
+from softlabels.codecs.ranks import LARGE, beyond
 
 Bytes = NDArray[np.uint8]
 Int64s = NDArray[np.int64]
+Uint32s = NDArray[np.uint32]
 Floats = NDArray[np.float32]
 
 with np.errstate(divide="ignore"):
@@ -22,37 +23,36 @@ with np.errstate(divide="ignore"):
 _ROWS = 2048
 
 
-def ids(gaps: Bytes, starts: Int64s, k: int, of_rank: Int64s) -> Int64s:
+def ids(first: Bytes, rest: Uint32s, starts: Int64s, k: int, *, of_rank: Int64s) -> Int64s:
     """Class ids, (N, k), 0 where unused.
 
     Args:
-        gaps: bytes of each entry's gap to the rank before it, less 1, lowest first, (n, E).
+        first, rest: of the gaps of E entries, see `softlabels.codecs.ranks.Gaps`.
         starts: position i owns entries starts[i]:starts[i + 1], at most k, (N + 1,).
         of_rank: the class id of each rank, (V,).
 
     Raises:
         CorruptShardError: a rank is not below V.
     """
-    out = ranks(gaps, starts, k, len(of_rank))
+    out = ranks(first, rest, starts, k, classes=len(of_rank))
     for rows in _blocks(len(out)):
         np.take(of_rank, out[rows], out=out[rows], mode="clip")  # `ranks` has checked the bounds
-    if len(gaps[0]) != out.size:
+    if len(first) != out.size:
         out[~_used(starts, k)] = 0
     return out
 
 
-def ranks(gaps: Bytes, starts: Int64s, k: int, classes: int) -> Int64s:
+def ranks(first: Bytes, rest: Uint32s, starts: Int64s, k: int, *, classes: int) -> Int64s:
     """Ranks, (N, k), in place of ids; 0 where unused."""
     out = np.empty((len(starts) - 1, k), np.int64)
-    # Three bytes and more could overflow, damaged as they may be.
-    kind = np.int32 if len(gaps) <= 2 else np.int64
+    done = 0
     for rows in _blocks(len(out)):
-        entries = slice(starts[rows.start], starts[rows.stop])
-        steps: NDArray[Any] = gaps[-1, entries].astype(kind)
-        for plane in gaps[-2::-1]:
-            steps <<= kind(8)
-            steps |= plane[entries]
-        steps += kind(1)
+        gaps = first[starts[rows.start] : starts[rows.stop]]
+        steps = gaps.astype(np.int64)
+        large = np.flatnonzero(gaps == LARGE)
+        steps[large] += rest[done : done + len(large)]
+        done += len(large)
+        steps += 1
         steps, used = _rows(steps, starts[rows.start : rows.stop + 1], k)
         np.cumsum(steps, axis=1, out=out[rows])
         out[rows] -= 1

@@ -5,18 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from softlabels.codecs.ranks import beyond
+from softlabels.codecs.ranks import LARGE, beyond
 from softlabels.codecs.unpack_numpy import LOG_CUBES
 
 
-def ids(gaps: Tensor, starts: Tensor, k: int, of_rank: Tensor) -> Tensor:
-    """See `unpack_numpy.ids`."""
-    steps = gaps[0].long()
-    for place, plane in enumerate(gaps[1:], start=1):
-        steps |= plane.long() << (8 * place)
+def ids(first: Tensor, rest: Tensor, starts: Tensor, k: int, *, of_rank: Tensor) -> Tensor:
+    """See `unpack_numpy.ids`; `rest` is int64."""
+    steps = first.long()
+    steps[first == LARGE] += rest
     used = _used(starts, k)
-    padded = _spread(steps + 1, used)
-    ranks = (padded.cumsum(1) - 1).masked_fill_(~used, 0)
+    ranks = (_spread(steps + 1, used).cumsum(1) - 1).masked_fill_(~used, 0)
     if ranks.numel() and int(ranks.max()) >= len(of_rank):
         raise beyond()
     return of_rank[ranks].masked_fill_(~used, 0)

@@ -110,8 +110,9 @@ def read(path: Path, *, classes: int, name: str) -> Iterator[Probes]:
             count = len(table)
             planes = Frames().unpack(
                 table["logits"].combine_chunks(),
-                np.full(count, classes * width),
                 np.full(count, SHORT_POSITIONS),
+                least=np.full(count, classes * width),
+                most=np.full(count, classes * width),
             )
             raw = np.stack([plane.reshape(width, classes).T for plane in planes])
             logits = torch.from_numpy(np.ascontiguousarray(raw)).view(DTYPES[found])

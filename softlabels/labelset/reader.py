@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -58,7 +59,8 @@ class RowGroup:
 class LabelSet:
     """Records of a label set, by number, slice, list or key. Made by `LabelSet.open`.
 
-    Every byte is checked against the manifest's digests when it is read. Pickled, it is opened
+    Every byte is checked against the manifest's digests when it is read. It may be read from
+    several threads. Pickled, it is opened
     again in the other process and reads the same records, or fails.
     """
 
@@ -71,6 +73,8 @@ class LabelSet:
         self._shards: OrderedDict[int, Shard] = OrderedDict()
         self._cache: OrderedDict[int, pa.Table] = OrderedDict()
         self._cached_bytes = 0
+        # Records are unpacked in parallel, and looked up one after another.
+        self._lock = threading.RLock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (type(self), self.root.absolute(), self.plan, self.receipts, self.finished)
@@ -222,17 +226,18 @@ class LabelSet:
 
     def _table(self, group: int) -> pa.Table:
         """A row group, checked, still encoded, and kept for a while."""
-        if group in self._cache:
-            self._cache.move_to_end(group)
-            return self._cache[group]
-        place = self.row_groups[group]
-        table = self._shard(place.shard).table(place.group, self.codec)
-        self._cache[group] = table
-        self._cached_bytes += table.nbytes
-        while self._cached_bytes > _CACHE_BYTES and len(self._cache) > 1:
-            _, dropped = self._cache.popitem(last=False)
-            self._cached_bytes -= dropped.nbytes
-        return table
+        with self._lock:
+            if group in self._cache:
+                self._cache.move_to_end(group)
+                return self._cache[group]
+            place = self.row_groups[group]
+            table = self._shard(place.shard).table(place.group, self.codec)
+            self._cache[group] = table
+            self._cached_bytes += table.nbytes
+            while self._cached_bytes > _CACHE_BYTES and len(self._cache) > 1:
+                _, dropped = self._cache.popitem(last=False)
+                self._cached_bytes -= dropped.nbytes
+            return table
 
     def get(self, key: str | int, *, part: int = 0, view: int = 0) -> SoftLabels:
         """Labels of a record by its identity.
@@ -359,15 +364,16 @@ class LabelSet:
         return np.asarray([group.start for group in self.row_groups], np.int64)
 
     def _shard(self, index: int) -> Shard:
-        if index in self._shards:
-            self._shards.move_to_end(index)
-            return self._shards[index]
-        receipt = self.receipts[index]
-        shard = Shard(self.root / receipt.path, receipt=receipt, name=receipt.path)
-        self._shards[index] = shard
-        if len(self._shards) > _OPEN_SHARDS:
-            self._shards.popitem(last=False)
-        return shard
+        with self._lock:
+            if index in self._shards:
+                self._shards.move_to_end(index)
+                return self._shards[index]
+            receipt = self.receipts[index]
+            shard = Shard(self.root / receipt.path, receipt=receipt, name=receipt.path)
+            self._shards[index] = shard
+            if len(self._shards) > _OPEN_SHARDS:
+                self._shards.popitem(last=False)
+            return shard
 
     def _check_sizes(self) -> None:
         """Missing and cut files are found at open, before an hour of training."""

@@ -254,7 +254,9 @@ def _wrong(records: Records, plan: Plan, codec: Codec) -> Iterator[str]:
     ids, log_probs = labels.ids, labels.log_probs
     if int(ids.min()) < 0 or int(ids.max()) >= plan.teacher.classes:
         yield f"class id {int(ids.max())} is not below {plan.teacher.classes}"
-    if bool(torch.isnan(log_probs).any()) or bool((log_probs > 1e-5).any()):
+    # A weight of a sampled selection may be above 1.
+    highest = torch.inf if labels.sampled else 1e-5
+    if bool(torch.isnan(log_probs).any()) or bool((log_probs > highest).any()):
         yield "log-probs above 0, or NaN"
     # Equal log-probs may stand in any order of ids: their logits need not have been equal.
     if codec.ordered and bool((log_probs[:, :-1] < log_probs[:, 1:]).any()):

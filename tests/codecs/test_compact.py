@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from softlabels import SoftLabels, codecs
-from softlabels.codecs import Compact, curves, unpack_numba, unpack_numpy, unpack_torch
+from softlabels.codecs import Compact, curves, packed, unpack_numba, unpack_numpy, unpack_torch
 from softlabels.codecs import unpack as unpacking
 from softlabels.codecs.idtable import IdTable
 from softlabels.errors import CorruptShardError, InputError, UnsupportedFormatError
 
-# The widths at which an id needs another byte, and one short of them.
-WIDTHS = [1, 2, 255, 256, 257, 65_535, 65_536, 65_537, (1 << 24) + 1]
+# At which a gap may need another byte, and two to the 8 and 16; and too many to list.
+WIDTHS = [1, 2, 255, 256, 257, 511, 512, 65_535, 65_536, 65_537, 65_791, 65_792, (1 << 24) + 256]
 TEMPERATURES = (1.0, 2.0)
 
 
@@ -84,6 +85,12 @@ def entries(labels: SoftLabels, row: int) -> dict[int, float]:
     return {index: value for index, value in pairs if value != -np.inf}
 
 
+def check_same(found: SoftLabels, expected: SoftLabels) -> None:
+    for name in ("ids", "log_probs", "logsumexp", "log_tails", "hard_log_probs"):
+        a, b = getattr(found, name), getattr(expected, name)
+        assert a.numpy().tobytes() == b.numpy().tobytes(), name
+
+
 @given(cases())
 @example(make(WIDTHS[-1], 4, [2, 100], seed=1))
 @example(make(256, 256, [1], seed=2))
@@ -140,18 +147,37 @@ def test_compiled_and_plain_unpacking_give_equal_arrays(case: Case) -> None:
     compiled, _ = case.codec.decode(case.table)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(unpacking, "engine", lambda: unpack_numpy)
+        patch.setattr(unpack_numpy, "_ROWS", 7)  # blocks that end anywhere
         plain, _ = case.codec.decode(case.table)
     assert torch.equal(compiled.ids, plain.ids)
     assert torch.equal(compiled.log_probs, plain.log_probs)
     planes, _ = case.codec.layout.unpack(case.table)
-    gaps, starts = np.asarray(planes.by_entry[:-1]), torch.from_numpy(planes.starts)
-    codes = planes.by_entry[-1] + np.repeat(planes.by_position[0], planes.counts)
-    kept = curves.code_log_kept()[planes.by_position[1]]
+    starts, k = torch.from_numpy(planes.starts), case.codec.k
+    first = torch.from_numpy(planes.gaps.first)
+    rest = torch.from_numpy(planes.gaps.rest.astype(np.int64))
     table = torch.from_numpy(case.codec.table.ids)
-    k = case.codec.k
-    assert torch.equal(compiled.ids, unpack_torch.ids(torch.from_numpy(gaps), starts, k, table))
+    assert torch.equal(compiled.ids, unpack_torch.ids(first, rest, starts, k, of_rank=table))
+    codes = planes.by_entry[0] + np.repeat(planes.by_position[0], planes.counts)
+    kept = curves.code_log_kept()[planes.by_position[1]]
     on_device = unpack_torch.log_probs(torch.from_numpy(codes), starts, k, torch.from_numpy(kept))
     assert torch.equal(compiled.log_probs, on_device)
+
+
+@pytest.mark.parametrize("engine", [unpack_numba, unpack_numpy, unpack_torch])
+def test_damaged_gaps_never_come_round_to_a_rank_that_exists(engine: ModuleType) -> None:
+    first, starts = np.full(9, 255, np.uint8), np.asarray([0, 0, 9])
+    for rest in (0, 2**31 - 1, 2**32 - 1):
+        large = np.full(9, rest, np.uint32)
+        arrays: list[Any] = [first, large, starts]
+        of_rank: Any = np.arange(256)
+        if engine is unpack_torch:
+            arrays = [torch.from_numpy(a.astype(np.int64)) for a in arrays]
+            of_rank = torch.from_numpy(of_rank)
+        with pytest.raises(CorruptShardError, match="beyond the classes"):
+            engine.ids(*arrays, 9, of_rank=of_rank)
+        if rest and engine is not unpack_torch:
+            with pytest.raises(CorruptShardError, match="beyond the classes"):
+                engine.ranks(*arrays, 9, classes=1 << 31)
 
 
 def test_the_added_kl_of_a_peaked_and_a_flat_teacher_is_small() -> None:
@@ -198,12 +224,21 @@ def test_columns_that_contradict_each_other_are_corrupt(name: str, value: list[i
 
 
 def test_a_rank_beyond_the_classes_is_corrupt_and_reads_no_other_memory() -> None:
-    case = make(1000, 4, [3], seed=6)
-    smaller = replace(case.codec, classes=257, table=IdTable(257))
-    case.labels.ids[0] = torch.tensor([996, 997, 998, 999])
-    table = replace(case, codec=replace(case.codec, table=IdTable(1000))).table
+    case = make(511, 4, [3], seed=6)
+    smaller = replace(case.codec, classes=400, table=IdTable(400))
+    case.labels.ids[0] = torch.tensor([507, 508, 509, 510])
+    table = replace(case, codec=replace(case.codec, table=IdTable(511))).table
     with pytest.raises(CorruptShardError, match="beyond"):
         smaller.decode(table)
+
+
+def test_a_frame_whose_large_gaps_take_another_number_of_bytes_is_corrupt() -> None:
+    case = make(1000, 4, [3], seed=6)
+    case.labels.ids[:, 0] = torch.tensor([999, 998, 997])
+    for classes in (256, 511, 70_000):  # 0, 1 and 3 in place of 2
+        other = replace(case.codec, classes=classes, table=IdTable(classes))
+        with pytest.raises(CorruptShardError, match=r"large gaps|its record from"):
+            other.decode(case.table)
 
 
 def test_what_cannot_be_written_is_refused() -> None:
@@ -234,9 +269,109 @@ def test_a_codec_comes_back_from_its_json(k: int) -> None:
     assert codecs.from_json(json.loads(json.dumps(codec.to_json()))) == codec
 
 
+def trained(case: Case) -> Case:
+    """The same, with a dictionary learnt from other labels of that kind."""
+    many = make(case.codec.classes, case.codec.k, [3000], seed=99).labels
+    return replace(case, codec=case.codec.trained(many))
+
+
+@pytest.mark.parametrize("k", [8, 64])
+@pytest.mark.parametrize("positions", [1, 2, 4, 8, 16])
+def test_short_records_are_smaller_with_a_dictionary_and_hold_the_same(
+    positions: int, k: int
+) -> None:
+    without = make(50_000, k, [positions] * (200 // positions), seed=11, unused=0.05 * (k == 8))
+    case = trained(without)
+    assert 0 < len(case.codec.dictionary) <= 4096
+    table, plain = case.table, without.table
+    assert sum(map(len, table["packed"].to_pylist())) < sum(map(len, plain["packed"].to_pylist()))
+    assert table["entries"].equals(plain["entries"])
+    check_same(case.codec.decode(table)[0], without.codec.decode(plain)[0])
+
+
+def test_a_dictionary_is_for_records_of_fewer_than_96_positions() -> None:
+    counts = [95, 96, 0, 8]
+    without = make(300, 4, counts, seed=12)
+    case = trained(without)
+    assert case.codec.dictionary
+    with_dictionary, plain = case.table["packed"].to_pylist(), without.table["packed"].to_pylist()
+    same = [a == b for a, b in zip(with_dictionary, plain, strict=True)]
+    assert (same[0], same[1], same[3]) == (False, True, False)
+    check_same(case.codec.decode(case.table)[0], without.codec.decode(without.table)[0])
+    # Read as docs/FORMAT.md says, by zstd alone.
+    given = zstandard.ZstdCompressionDict(case.codec.dictionary)
+    for blob, alone, positions in zip(with_dictionary, plain, counts, strict=True):
+        assert zstandard.get_frame_parameters(blob).dict_id == 0
+        reader = zstandard.ZstdDecompressor(dict_data=given if positions < 96 else None)
+        assert reader.decompress(blob[:-1]) == zstandard.decompress(alone[:-1])
+    # The frame's checksum tells that it was read without.
+    with pytest.raises(CorruptShardError):
+        without.codec.decode(case.table)
+
+
+@given(cases())
+@settings(deadline=None, max_examples=20)
+def test_with_a_dictionary_the_same_labels_come_back(case: Case) -> None:
+    dictionary = trained(make(300, 4, [], seed=13)).codec.dictionary
+    learnt = replace(case, codec=replace(case.codec, dictionary=dictionary))
+    found, offsets = learnt.codec.decode(learnt.table)
+    assert offsets.tolist() == case.offsets.tolist()
+    check_same(found, case.codec.decode(case.table)[0])
+
+
+@pytest.mark.parametrize("positions", [0, 1, 3, 4, 5, 7])
+def test_of_too_few_labels_there_is_no_dictionary(positions: int) -> None:
+    case = make(1000, 4, [positions], seed=14)
+    codec = case.codec.trained(case.labels)
+    assert codec == case.codec
+    codec.decode(replace(case, codec=codec).table)
+
+
+def test_a_dictionary_survives_json_and_without_one_older_json_still_reads() -> None:
+    case = trained(make(1000, 4, [2, 3], seed=15))
+    again = codecs.from_json(json.loads(json.dumps(case.codec.to_json())))
+    assert again == case.codec
+    check_same(again.decode(case.table)[0], case.codec.decode(case.table)[0])
+    plain = make(1000, 4, [2, 3], seed=15)
+    older = plain.codec.to_json()
+    assert older.pop("dictionary") == ""
+    read = codecs.from_json(older)
+    assert read == plain.codec
+    check_same(read.decode(plain.table)[0], plain.codec.decode(plain.table)[0])
+
+
+@given(cases())
+@settings(deadline=None, max_examples=30)
+def test_in_blocks_the_bytes_are_those_of_all_at_once(case: Case) -> None:
+    whole = case.table
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed, "_BLOCK_POSITIONS", 3)
+        assert case.table.equals(whole)
+
+
+@pytest.mark.parametrize("counts", [[3], [6], [7], [2, 2], [1, 5, 0, 1], [0], []])
+@pytest.mark.parametrize("unused", [0.0, 0.5])
+def test_a_block_may_end_inside_a_record_or_with_it(
+    counts: list[int], unused: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = make(70_000, 5, counts, seed=16, unused=unused)
+    whole = case.table
+    monkeypatch.setattr(packed, "_BLOCK_POSITIONS", 3)
+    assert case.table.equals(whole)
+    check_same(case.codec.decode(case.table)[0], case.codec.decode(whole)[0])
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("table", "!"), ("table", "AAAA"), ("scale", 0), ("scale", 256), ("k", 0), ("classes", 2)],
+    [
+        ("table", "!"),
+        ("table", "AAAA"),
+        ("scale", 0),
+        ("scale", 256),
+        ("k", 0),
+        ("classes", 2),
+        ("dictionary", "!"),
+    ],
 )
 def test_settings_that_no_codec_wrote_are_refused(name: str, value: Any) -> None:
     data = make(1000, 4, [], seed=10).codec.to_json()
@@ -255,14 +390,14 @@ def test_tail_codes_are_monotonic_and_reach_both_ends() -> None:
 
 # Two records as docs/FORMAT.md has them, worked out by hand. Ranks: 7 is the 0th, 0 to 6 the 1st to
 # 7th, all others their own.
-GAPS = [0, 3, 1, 0x29], [0, 0, 0, 0x01]  # ranks 0 and 4; 1 and 299
+GAPS = [0, 3, 1, 255], [42]  # ranks 0 and 4; 1 and 299, whose gap of 297 is large
 CODES = [137 - 108, 0, 86 - 17, 0]  # p = ½ and ¼; ⅛ and 10⁻³
 FLOORS, TAILS = [108, 17], [0, 128]  # no tail; a tail of ½
 LOGSUMEXPS = [0, 0], [4, 0xF6], [0, 0xFF], [0x80, 0x7F]  # 1 and −2.5
 HARD = [0, 2], [0, 6], [0, 0], [0, 0]  # none; −1.5
 FULL = [GAPS[0], GAPS[1], CODES, FLOORS, TAILS, *LOGSUMEXPS, *HARD]
 # One position with one of two entries, rank 6, p = 1; logsumexp 0, hard label −∞; its count.
-RAGGED = [[6, 0], [0], [172], [0], [0, 0, 0, 0x80], [1, 0, 0, 0], [1, 0, 0, 0]]
+RAGGED = [[6], [0], [172], [0], [0, 0, 0, 0x80], [1, 0, 0, 0], [1, 0, 0, 0]]
 
 
 def test_the_bytes_of_a_record_are_those_of_the_format() -> None:

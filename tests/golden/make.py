@@ -1,6 +1,6 @@
-"""Makes the golden sets from the literals in golden.py by docs/FORMAT.md alone: no softlabels here.
+"""Makes the golden sets from the literals by docs/FORMAT.md alone: no softlabels here.
 
-    python tests/golden/make.py        # writes into tests/golden/; run only for a new set
+    python tests/golden/make.py NAME …       # writes into tests/golden/; run only for a new set
 
 Sets that were released are never made again: they are what must stay readable.
 """
@@ -17,15 +17,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
+from frames import with_frames
 from golden import SETS, GoldenSet, Unit
+from golden_packed import PACKED
 
-TOTALS = {"rows": "records"}
 COUNTS = ("positions", "entries", "source_rows", "bytes", "rejects", "truncated")
 
 
 def main() -> None:
-    for name in sys.argv[1:] or SETS:
-        write_set(Path(__file__).parent / name, SETS[name])
+    for name in sys.argv[1:]:
+        golden = with_frames(PACKED[name]) if name in PACKED else SETS[name]
+        write_set(Path(__file__).parent / name, golden)
 
 
 def write_set(root: Path, golden: GoldenSet) -> None:
@@ -41,6 +43,7 @@ def write_set(root: Path, golden: GoldenSet) -> None:
         columns = [("unit", pa.int64()), ("key", key), ("part", pa.int32()), ("reason", "string")]
         files["rejects.parquet"] = parquet(rejects, pa.schema(columns))
     files["README.md"] = golden.card.encode()
+    files["keys.index"] = keys_index([row["key"] for unit in golden.units for row in unit.rows])
     for name, data in files.items():
         (root / name).write_bytes(data)
     totals = {name: sum(r[name] for r in receipts) for name in ("rows", *COUNTS)}
@@ -82,7 +85,8 @@ def write_shard(
     with pq.ParquetWriter(
         path, golden.schema, compression="zstd", use_dictionary=False, write_page_checksum=True
     ) as writer:
-        writer.write_table(pa.Table.from_pylist(rows, golden.schema))
+        if rows:  # a unit without records has no row group
+            writer.write_table(pa.Table.from_pylist(rows, golden.schema))
         writer.add_key_value_metadata({f"softlabels.{k}": v for k, v in footer.items()})
     data = path.read_bytes()
     footer_bytes = struct.unpack("<I", data[-8:-4])[0] + 8
@@ -106,6 +110,16 @@ def write_shard(
         "rejects": len(unit.rejects),
         "truncated": 0,
     }
+
+
+def keys_index(keys: list[Any]) -> bytes:
+    def key_hash(key: Any) -> int:
+        data = struct.pack("<q", key) if isinstance(key, int) else key.encode()
+        return xxhash.xxh3_64_intdigest(data)
+
+    pairs = sorted((key_hash(key), record) for record, key in enumerate(keys))
+    columns = [*(hashed for hashed, _ in pairs), *(record for _, record in pairs)]
+    return struct.pack(f"<{len(columns)}Q", *columns)
 
 
 def chunk_digest(data: bytes, chunk: Any) -> str:
