@@ -222,6 +222,36 @@ def test_labels_carry_no_gradient_and_the_logits_are_left_as_they_were() -> None
 
 @given(
     rows=st.integers(0, 4),
+    classes=st.sampled_from([1, 20, 1041]),
+    k=st.integers(1, 12),
+    dtype=st.sampled_from(DTYPES),
+    distinct=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+@settings(deadline=None, max_examples=100)
+def test_the_logits_of_the_kept_classes_come_along_bit_for_bit(
+    rows: int, classes: int, k: int, dtype: torch.dtype, distinct: bool, seed: int
+) -> None:
+    logits = (normal(rows, classes, seed=seed) * (1 if distinct else 0)).to(dtype)
+    logits[:, ::7] *= -1  # of zeros, −0
+    logits[:, 5::50] = torch.finfo(dtype).smallest_normal / 2
+    logits[:, 6::50] = -math.inf
+    if classes > 1:
+        logits[:, 1] = torch.finfo(dtype).max if dtype != torch.float64 else 1.0
+    found = TopK(min(k, classes))(logits, torch.zeros(rows).long(), temperatures=(1.0,))
+    assert found.logits is not None
+    # float64 is reduced in float32, so no more of it is known.
+    expected = logits.gather(-1, found.ids).to(torch.float32 if dtype == torch.float64 else dtype)
+    assert found.logits.dtype == expected.dtype
+    bits = torch.int32 if expected.dtype == torch.float32 else torch.int16
+    assert torch.equal(found.logits.view(bits), expected.view(bits))
+    assert found.logsumexp is not None
+    again = found.logits.float() - found.logsumexp.unsqueeze(-1)
+    assert torch.equal(again, found.log_probs)
+
+
+@given(
+    rows=st.integers(0, 4),
     classes=st.sampled_from([1, 16, 33, 640, 1000, 1041, 2047]),
     k=st.integers(1, 40),
     transposed=st.booleans(),

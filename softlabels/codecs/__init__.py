@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from softlabels.codecs.compact import Compact
+from softlabels.codecs.compact import Compact, scale_of
 from softlabels.codecs.idtable import IdTable
 from softlabels.codecs.lossless import DTYPES, Lossless
 from softlabels.codecs.packed import Packed
@@ -164,7 +164,14 @@ def resolve(name: str, needs: Needs, *, pilot: Callable[[], SoftLabels]) -> Code
             needs.classes, needs.k, needs.temperatures, table, dtype=_dtype(labels, needs)
         )
     elif name == "compact":
-        codec = Compact(needs.classes, needs.k, needs.temperatures, table, needs.logits_known)
+        codec = Compact(
+            needs.classes,
+            needs.k,
+            needs.temperatures,
+            table,
+            needs.logits_known,
+            scale=scale_of(needs.k),
+        )
     else:
         raise InputError(f"there is no codec {quoted(name)}; choose from {', '.join(PRESETS)}")
     return codec.trained(labels) if len(labels) else codec

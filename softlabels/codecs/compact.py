@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -20,8 +21,13 @@ from softlabels.labels import SoftLabels
 
 Bytes = NDArray[np.uint8]
 
-# Added KL of all fields together about 1.2e-4 nats at k = 64 (benchmarks/bench_storage.py).
-SCALE = 172
+
+def scale_of(k: int) -> int:
+    """The scale at which all fields together add 1.2e-4 nats of KL, whatever k: 44 · k^⅓.
+
+    At one scale it grows as k^⅔ (benchmarks/bench_storage.py).
+    """
+    return min(255, round(44 * math.cbrt(k)))
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Compact(Packed):
         scale: of the value codes, 1 to 255.
     """
 
-    scale: int = SCALE
+    scale: int = 176
     name: ClassVar[str] = "compact"
 
     def __post_init__(self) -> None:

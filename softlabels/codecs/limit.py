@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from softlabels.codecs.compact import SCALE
+from softlabels.codecs.compact import scale_of
 from softlabels.codecs.curves import prob_codes
 from softlabels.codecs.ranks import less_floor
 from softlabels.labels import SoftLabels
@@ -35,16 +35,21 @@ class Limit:
         return self.ids + self.values
 
 
-def limit(labels: SoftLabels, *, scale: int = SCALE) -> Limit:
+def limit(labels: SoftLabels, *, scale: int | None = None) -> Limit:
     """The limit of labels of batch shape (positions,).
 
     Frequencies are those of the labels themselves, so of a small sample it is too low: of N
     entries of n different ids by n / 2N nats an entry.
+
+    Args:
+        scale: of the value codes; that of `compact` for this k by default.
     """
     used = labels.log_probs > -torch.inf
     counts = used.sum(-1)
     ids = labels.ids[used].numpy()
-    codes, floors = less_floor(prob_codes(labels.log_probs[used].numpy(), scale), counts.numpy())
+    scale = scale_of(labels.k) if scale is None else scale
+    codes = prob_codes(labels.log_probs[used].numpy(), scale)
+    codes, floors = less_floor(codes, counts.numpy())
     orders = torch.lgamma(counts.double() + 1).sum().item() / np.log(2)
     positions = max(1, len(labels))
     return Limit(

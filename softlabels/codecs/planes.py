@@ -139,7 +139,7 @@ class _Room:
         self._by_entry = np.empty((layout.of_entries, entries), np.uint8)
         self._by_position = np.empty((layout.of_positions, positions), np.uint8)
         self._counts = np.full(positions, layout.k, np.int64)
-        self._rests: list[NDArray[np.uint32]] = []
+        self._rests = [np.empty((layout.of_rests, 0), np.uint8)]
         self._entry = self._position = 0
 
     def put(self, frame: Bytes, positions: int, entries: int, *, ragged: bool) -> None:
@@ -147,21 +147,18 @@ class _Room:
         layout = self._layout
         inside = slice(self._position, self._position + positions)
         held = slice(self._entry, self._entry + entries)
-        first, frame = frame[:entries], frame[entries:]
-        rests = np.count_nonzero(first == LARGE)
-        after = len(frame) - layout.of_rests * rests
-        if after != entries * layout.of_entries + positions * (layout.of_positions + 4 * ragged):
-            raise CorruptShardError("the large gaps of a record are not as many as it says")
-        rest, frame = frame[: layout.of_rests * rests], frame[layout.of_rests * rests :]
+        after = entries * layout.of_entries + positions * (layout.of_positions + 4 * ragged)
+        rests = len(frame) - entries - after
+        self._first[held] = frame[:entries]
+        large, over = divmod(rests, max(1, layout.of_rests))
+        if over:
+            raise CorruptShardError("a frame holds bytes that are in no plane")
+        self._rests.append(frame[entries : entries + rests].reshape(layout.of_rests, large))
+        frame = frame[entries + rests :]
         middle = entries * layout.of_entries
         end = middle + positions * layout.of_positions
-        self._first[held] = first
         self._by_entry[:, held] = frame[:middle].reshape(layout.of_entries, entries)
         self._by_position[:, inside] = frame[middle:end].reshape(layout.of_positions, positions)
-        if layout.of_rests:
-            self._rests.append(from_byte_planes(list(rest.reshape(layout.of_rests, rests))))
-        else:
-            self._rests.append(np.zeros(rests, np.uint32))
         if ragged:
             counts = from_byte_planes(list(frame[end:].reshape(4, positions)))
             if (counts > layout.k).any() or counts.sum(dtype=np.int64) != entries:
@@ -170,10 +167,12 @@ class _Room:
         self._entry, self._position = held.stop, inside.stop
 
     def planes(self) -> Planes:
-        """All of them."""
-        rest = np.concatenate([np.empty(0, np.uint32), *self._rests])
-        gaps = Gaps(self._first, rest)
-        return Planes(gaps, self._by_entry, self._by_position, self._counts)
+        """All of them; unpacking finds out if a record has more or fewer large gaps than rests."""
+        if self._layout.of_rests:
+            rest = from_byte_planes(list(np.concatenate(self._rests, axis=1)))
+        else:
+            rest = np.zeros(np.count_nonzero(self._first == LARGE), np.uint32)
+        return Planes(Gaps(self._first, rest), self._by_entry, self._by_position, self._counts)
 
 
 def join(parts: Sequence[Planes]) -> Planes:

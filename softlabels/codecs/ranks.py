@@ -100,5 +100,7 @@ def less_floor(codes: Unsigned, counts: NDArray[np.int64]) -> tuple[Unsigned, Un
 
 
 def beyond() -> CorruptShardError:
-    """What unpacking raises at a rank that is not below V."""
-    return CorruptShardError("a class id is beyond the classes of the codec")
+    """What unpacking raises at a rank that is not below V, or too few or too many large gaps."""
+    return CorruptShardError(
+        "a class id is beyond the classes of the codec, or large gaps are too few or too many"
+    )

@@ -30,8 +30,8 @@ _COUNT_TOLERANCE = 1e-2
 class Sampled(Packed):
     """Unbiased weights: counts of a number of draws, exactly, or any positive numbers.
 
-    Error bounds: ids none; of counts none; of other weights 2⁻¹¹ of their logarithm, from e⁻⁵⁵·⁹⁹⁹ to
-    e⁸; logsumexps and hard-label log-probs within 2⁻¹¹ nats. There are no tails: what is not kept
+    Error bounds: ids none; of counts none; of other weights 2⁻¹¹ of their logarithm, from −55.999
+    to 8; logsumexps and hard-label log-probs within 2⁻¹¹ nats. There are no tails: what is not kept
     has weight 0.
 
     Attributes:

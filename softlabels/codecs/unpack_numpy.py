@@ -50,6 +50,8 @@ def ranks(first: Bytes, rest: Uint32s, starts: Int64s, k: int, *, classes: int) 
         gaps = first[starts[rows.start] : starts[rows.stop]]
         steps = gaps.astype(np.int64)
         large = np.flatnonzero(gaps == LARGE)
+        if done + len(large) > len(rest):
+            raise beyond()
         steps[large] += rest[done : done + len(large)]
         done += len(large)
         steps += 1
@@ -58,7 +60,7 @@ def ranks(first: Bytes, rest: Uint32s, starts: Int64s, k: int, *, classes: int) 
         out[rows] -= 1
         if used is not None:
             out[rows][~used] = 0
-    if out.size and int(out.max()) >= classes:
+    if done != len(rest) or (out.size and int(out.max()) >= classes):
         raise beyond()
     return out
 

@@ -11,8 +11,10 @@ from softlabels.codecs.unpack_numpy import LOG_CUBES
 
 def ids(first: Tensor, rest: Tensor, starts: Tensor, k: int, *, of_rank: Tensor) -> Tensor:
     """See `unpack_numpy.ids`; `rest` is int64."""
-    steps = first.long()
-    steps[first == LARGE] += rest
+    steps, large = first.long(), (first == LARGE).nonzero().squeeze(1)
+    if len(large) != len(rest):
+        raise beyond()
+    steps[large] += rest
     used = _used(starts, k)
     ranks = (_spread(steps + 1, used).cumsum(1) - 1).masked_fill_(~used, 0)
     if ranks.numel() and int(ranks.max()) >= len(of_rank):
