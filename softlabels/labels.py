@@ -70,7 +70,7 @@ class SoftLabels:
             )
         for name, value in self._tensors().items():
             shape = value.shape[:-1] if name in _WITH_LAST_AXIS else value.shape
-            if shape != self.ids.shape[:-1] or (name == "logits" and value.shape[-1] != self.k):
+            if shape != self.ids.shape[:-1] or (name == "logits" and value.shape != self.ids.shape):
                 raise InputError(
                     f"SoftLabels: {name} has batch shape {tuple(shape)}, ids have "
                     f"{tuple(self.ids.shape[:-1])}; every field covers the same positions"
@@ -118,28 +118,35 @@ class SoftLabels:
         """The k likeliest entries of each position, in descending log-prob, then ascending id.
 
         The mass of the entries left out joins the tail at every stored temperature. So the top 64
-        of a top 256 are the labels that a top 64 would have given, to the rounding of their tails.
+        of a top 256 are the labels that a top 64 would have given, to float32 rounding.
 
         Raises:
             InputError: k is not at least 1, or the labels are sampled: a part of unbiased weights
                 is biased.
         """
+        return self.sorted().first(k)
+
+    def first(self, k: int) -> SoftLabels:
+        """The first k entries of each position, as they stand; otherwise as `top`.
+
+        For labels that came in the order of their logits: of two that round to one log-prob the
+        larger one stays.
+        """
         if not isinstance(k, int) or isinstance(k, bool) or k < 1:
             raise InputError(f"k is {k!r}; it must be a whole number, at least 1")
         if k >= self.k:
-            return self.sorted()
+            return self
         if self.sampled:
             raise InputError(
                 f"these labels are sampled; keeping {k} of their {self.k} entries would bias them"
             )
-        ordered = self.sorted()
-        kept = ordered._entries(torch.arange(k, device=self.ids.device).expand(*self.shape, k))
+        kept = self._entries(torch.arange(k, device=self.ids.device).expand(*self.shape, k))
         if self.log_tails is None:
             return kept
+        wide = self.map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
         tails = [
             torch.logaddexp(
-                ordered.log_tail(temperature).double(),
-                ordered._double().log_probs_at(temperature)[..., k:].logsumexp(-1),
+                wide.log_tail(temperature), wide.log_probs_at(temperature)[..., k:].logsumexp(-1)
             )
             for temperature in self.temperatures
         ]
@@ -154,10 +161,6 @@ class SoftLabels:
             if name in _OF_ENTRIES
         }
         return replace(self, **picked)
-
-    def _double(self) -> SoftLabels:
-        """The same in float64: for sums of what is stored."""
-        return self.map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> SoftLabels:
         """A copy with `function` applied to every tensor."""

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
+
+from softlabels.errors import quoted
 
 
 def _help(text: str) -> Parameter:
     return Parameter(help=text)
+
+
+def _count(text: str) -> Parameter:
+    return Parameter(help=text, converter=_whole_number)
+
+
+def _whole_number(_: Any, tokens: Sequence[Token]) -> int:
+    """Of "4.6" cyclopts itself makes 5."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"{quoted(tokens[0].value)} is no whole number") from None
 
 
 CodecName = Literal["compact", "tiny", "lossless", "plain"]
@@ -29,9 +44,9 @@ class PrecomputeArguments:
     key: Annotated[
         str | None, _help("Column that names samples, unique; row numbers by default.")
     ] = None
-    k: Annotated[int | None, _help("Classes kept at every position: 64, tiny 8.")] = None
-    max_length: Annotated[int, _help("Tokens in a record, at most.")] = 512
-    overlap: Annotated[int, _help("Tokens a window repeats from the one before, as context.")] = 0
+    k: Annotated[int | None, _count("Classes kept at every position: 64, tiny 8.")] = None
+    max_length: Annotated[int, _count("Tokens in a record, at most.")] = 512
+    overlap: Annotated[int, _count("Tokens a window repeats from the one before, as context.")] = 0
     on_long: Annotated[
         Literal["window", "truncate", "reject", "raise"],
         _help("Samples above max-length."),
@@ -57,18 +72,18 @@ class PrecomputeArguments:
     ] = None
     store_inputs: Annotated[bool, _help("Keep the token ids in the set.")] = True
     probes: Annotated[
-        int, _help("Keep the dense logits of so many positions, to measure the set against.")
+        int, _count("Keep the dense logits of so many positions, to measure the set against.")
     ] = 0
-    limit: Annotated[int | None, _help("Only the first so many rows.")] = None
+    limit: Annotated[int | None, _count("Only the first so many rows.")] = None
     on_error: Annotated[
         Literal["raise", "skip"],
         _help("Samples that cannot be labelled: stop, or note them as rejects and go on."),
     ] = "raise"
     unit_rows: Annotated[
-        int | None, _help("Rows in a work unit, which makes one shard; 256 for a new set.")
+        int | None, _count("Rows in a work unit, which makes one shard; 256 for a new set.")
     ] = None
     batch_tokens: Annotated[
-        int | None, _help("Padded tokens in a batch, at most; 8,192 for a new set.")
+        int | None, _count("Padded tokens in a batch, at most; 8,192 for a new set.")
     ] = None
     device: Annotated[str | None, _help("Where the teacher runs; CUDA where there is one.")] = None
     dtype: Annotated[
@@ -90,7 +105,7 @@ class DeriveArguments:
     out: Annotated[Path, Parameter(help="The new set's folder: new, empty, or one to resume.")]
     _: KW_ONLY
     codec: Annotated[CodecName | None, _help("How entries are written; as in the source.")] = None
-    k: Annotated[int | None, _help("Classes kept at every position; all of the source's.")] = None
+    k: Annotated[int | None, _count("Classes kept at every position; all of the source's.")] = None
     quiet: Annotated[bool, Parameter(negative="", help="No progress.")] = False
     json: Annotated[bool, Parameter(negative="", help="Print the totals as JSON at the end.")] = (
         False

@@ -60,7 +60,7 @@ def show_info(directory: Path, *, as_json: bool) -> int:
         "records": f"{totals.records:,} in {totals.shards:,} shards",
         "positions": f"{totals.positions:,}, {totals.entries:,} entries",
         "bytes": f"{totals.bytes:,}, {totals.bytes / max(1, totals.positions):.1f} a position",
-        "limit": "not known: the labels cannot be read" if least is None else _in_words(least),
+        "limit": "not known" if least is None else _in_words(least),
         "probes": f"{totals.probes:,} positions with dense logits" if totals.probes else "none",
         "derived from": " ← ".join(
             f"{origin.codec}, k = {origin.k}" for origin in reversed(plan.derived_from)

@@ -114,7 +114,7 @@ def weight_codes(log_weights: Floats) -> NDArray[np.uint16]:
         InputError: above 8 or below −55.999.
     """
     codes = np.rint((_MOST_LOG_WEIGHT - log_weights.astype(np.float64)) * SCALAR_STEPS)
-    _check((codes >= 0) & (codes < 1 << 16), log_weights, "log weight")
+    _check((codes >= 0) & (codes < 1 << 16), log_weights, "log weight", instead="")
     return codes.astype(np.uint16)
 
 
@@ -123,9 +123,14 @@ def code_log_weights(codes: NDArray[np.uint32]) -> Floats:
     return (_MOST_LOG_WEIGHT - codes.astype(np.float64) / SCALAR_STEPS).astype(np.float32)
 
 
-def _check(good: NDArray[np.bool_], values: Floats, name: str) -> None:
+def _check(
+    good: NDArray[np.bool_],
+    values: Floats,
+    name: str,
+    *,
+    instead: str = '; use codec="plain"',
+) -> None:
     if not good.all():
         raise InputError(
-            f"the {name} {values[~good][0]:g} is outside what the codec can write; use "
-            'codec="plain"'
+            f"the {name} {values[~good][0]:g} is outside what the codec can write{instead}"
         )

@@ -35,11 +35,18 @@ class Frames:
 
     Args:
         dictionary: for records of fewer than `SHORT_POSITIONS` positions; empty for none.
+
+    Raises:
+        ValueError: zstd cannot use the dictionary.
     """
 
     def __init__(self, dictionary: bytes = b"") -> None:
         self._dictionary = zstandard.ZstdCompressionDict(dictionary) if dictionary else None
         self._threads = threading.local()
+        try:
+            self._contexts.of_short.decompress(self._contexts.to_short.compress(_END))
+        except zstandard.ZstdError as error:
+            raise ValueError(f"zstd cannot use the dictionary: {error}") from None
 
     @property
     def _contexts(self) -> _Contexts:
@@ -89,7 +96,10 @@ class Frames:
         for (start, stop), low, high, is_short in zip(
             pairwise(offsets.tolist()), least.tolist(), most.tolist(), short, strict=True
         ):
-            frame = data[start : stop - len(_END)]
+            end = max(start, stop - len(_END))
+            frame = data[start:end]
+            if data[end:stop] != _END:
+                raise CorruptShardError("a frame does not end as it should")
             try:
                 size = zstandard.frame_content_size(frame)
                 if not low <= size <= high:

@@ -66,11 +66,13 @@ class Lossless(Packed):
         codes = ordered_bits(self._logits(labels))
         counts, gaps, codes = sort_entries(labels.ids.numpy(), codes, used, self.table)
         codes, floors = less_floor(codes, counts)
-        tails = [] if labels.log_tails is None else list(labels.log_tails.numpy().T)
-        scalars = [*tails, labels.logsumexp.numpy(), hard_log_probs(labels)]
+        scalars = [labels.logsumexp.numpy(), hard_log_probs(labels)]
+        if self.temperatures:
+            assert labels.log_tails is not None
+            scalars = [*labels.log_tails.numpy().T, *scalars]
         by_position = byte_planes(floors, self._width)
         for values in scalars:
-            by_position += byte_planes(np.ascontiguousarray(values).view(np.uint32), 4)
+            by_position += byte_planes(_single(values).view(np.uint32), 4)
         return Planes(
             gaps=gaps,
             by_entry=byte_planes(codes, self._width),
@@ -82,6 +84,8 @@ class Lossless(Packed):
         given = labels.logits
         if given is None:
             raise InputError("the codec lossless writes logits, and the labels hold none")
+        if bool(given.isnan().any()):
+            raise InputError("a logit is NaN")
         narrow = given.to(self.logits_dtype)
         if not torch.equal(narrow.to(given.dtype), given):
             raise InputError(
@@ -127,6 +131,14 @@ class Lossless(Packed):
     @classmethod
     def parse_own(cls, data: Mapping[str, Any]) -> dict[str, Any]:
         return {"dtype": str(data["dtype"])}
+
+
+def _single(values: NDArray[Any]) -> NDArray[np.float32]:
+    """As float32, which they are in but for their dtype."""
+    narrow = np.ascontiguousarray(values, np.float32)
+    if not np.array_equal(narrow, values, equal_nan=True):
+        raise InputError(f"the codec lossless writes float32, and these are {values.dtype}")
+    return narrow
 
 
 def ordered_bits(values: torch.Tensor) -> Unsigned:

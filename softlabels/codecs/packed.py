@@ -146,7 +146,7 @@ class Packed(ABC):
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         classes = int(data["classes"])
-        return cls(
+        made = cls(
             classes=classes,
             k=int(data["k"]),
             temperatures=tuple(float(t) for t in data["temperatures"]),
@@ -155,6 +155,8 @@ class Packed(ABC):
             dictionary=base64.b64decode(data.get("dictionary", ""), validate=True),
             **cls.parse_own(data),
         )
+        _ = made.layout  # what is wrong with it is found here, not at the first record
+        return made
 
     @classmethod
     def parse_own(cls, data: Mapping[str, Any]) -> dict[str, Any]:

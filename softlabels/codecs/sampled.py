@@ -22,8 +22,8 @@ from softlabels.labels import SoftLabels
 Unsigned = NDArray[np.unsignedinteger[Any]]
 
 MAX_DRAWS = (1 << 16) - 1
-# A weight is a count of draws if it is one to within float32's rounding of it.
-_COUNT_TOLERANCE = 1e-2
+# A weight is a count of draws if it is one to within float32's rounding of its logarithm.
+_ROUNDING = 2.0**-22
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,16 @@ class Sampled(Packed):
         if self.draws is None:
             found: Unsigned = curves.weight_codes(np.where(used, log_weights, np.float32(0)))
             return found
-        drawn = np.exp(log_weights.astype(np.float64)) * self.draws
-        counts = np.rint(drawn)
-        bad = used & ~((np.abs(drawn - counts) < _COUNT_TOLERANCE) & (counts >= 1))
-        if bad.any() or (counts > self.draws).any():
-            raise InputError(
-                f"a weight of {np.exp(log_weights[bad][:1])} is no count of {self.draws} draws"
-            )
-        exact: Unsigned = counts.astype(np.uint32)
+        wide = log_weights.astype(np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            drawn = np.exp(wide) * self.draws
+            counts = np.rint(drawn)
+            close = np.abs(drawn - counts) <= counts * (1 + np.abs(wide)) * _ROUNDING
+        bad = used & ~(close & (counts >= 1) & (counts <= self.draws))
+        if bad.any():
+            weight = drawn[bad][0] / self.draws
+            raise InputError(f"a weight of {weight:g} is no count of {self.draws} draws")
+        exact: Unsigned = np.where(used, counts, 0).astype(np.uint32)
         return exact
 
     def to_labels(self, planes: Planes, device: torch.device) -> SoftLabels:

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from softlabels import codecs
-from softlabels.errors import InputError
+from softlabels.errors import InputError, LabelSetError
 from softlabels.labels import SoftLabels, concatenate
-from softlabels.labelset import layout
+from softlabels.labelset import layout, receipts
 from softlabels.labelset import plan as plans
 from softlabels.labelset.manifest import Receipt
 from softlabels.labelset.plan import Origin, Plan
@@ -40,7 +40,7 @@ def derive(
     """Write a label set again, in another codec or with fewer entries at each position.
 
     The mass of the entries left out joins the tails. From a `lossless` set the labels are those
-    that labelling with fewer entries would have given, to the float32 rounding of their tails.
+    that labelling with fewer entries would have given, to float32 rounding.
     Run again after a crash: finished shards are skipped.
 
     Args:
@@ -61,6 +61,15 @@ def derive(
     labels = source if isinstance(source, LabelSet) else LabelSet.open(source)
     root = Path(out)
     check_directory(root)
+    if not labels.finished:
+        raise LabelSetError(
+            f"{labels.root} is unfinished; run the `softlabels precompute` that began it again"
+        )
+    if labels.codec.to_json()["name"] == "sampled":
+        raise InputError(
+            f"{labels.root} is sampled: a part of unbiased weights is biased, and no other codec "
+            "writes weights; label again with another selection"
+        )
     kept = _entries(labels.plan, codec, k)
     name = labels.codec.to_json()["name"] if codec is None else codecs.preset(codec).codec
     if name == "lossless" and labels.codec.logits_dtype is None:
@@ -139,7 +148,7 @@ def _sample(labels: LabelSet, k: int) -> SoftLabels:
     count = min(_SAMPLE_RECORDS, len(labels))
     chosen = np.random.default_rng(0).choice(len(labels), count, replace=False, shuffle=False)
     parts = [labels.take([number]).labels[:_SAMPLE_POSITIONS] for number in np.sort(chosen)]
-    return _fewer(concatenate(parts or [labels.take([]).labels]), k)
+    return _fewer(labels, concatenate(parts or [labels.take([]).labels]), k)
 
 
 def _unit(labels: LabelSet, receipt: Receipt, k: int) -> tuple[Records, UnitSummary]:
@@ -147,19 +156,19 @@ def _unit(labels: LabelSet, receipt: Receipt, k: int) -> tuple[Records, UnitSumm
     shard = Shard(labels.root / receipt.path, receipt=receipt, name=receipt.path)
     groups = range(shard.metadata.num_row_groups)
     parts = [shard.records(group, labels.codec) for group in groups]
-    derived = [replace(part, labels=_fewer(part.labels, k)) for part in parts]
-    nothing = labels.take([])
-    empty = replace(nothing, labels=_fewer(nothing.labels, k))
-    return join(derived) if derived else empty, shard.summary()
+    parts = parts or [labels.take([])]
+    derived = [replace(part, labels=_fewer(labels, part.labels, k)) for part in parts]
+    return join(derived), shard.summary()
 
 
-def _fewer(labels: SoftLabels, k: int) -> SoftLabels:
-    return labels if labels.sampled and labels.k <= k else labels.top(k)
+def _fewer(source: LabelSet, labels: SoftLabels, k: int) -> SoftLabels:
+    return labels.first(k) if source.codec.ordered else labels.top(k)
 
 
 def _copy_probes(labels: LabelSet, receipt: Receipt, writer: LabelSetWriter) -> None:
     if receipt.probes:
         file = labels.root / layout.probes_path(labels.plan.split, receipt.unit)
+        receipts.check_file(file, receipt.probes_sha256)
         writer.publish_probes(receipt.unit, lambda path: shutil.copyfile(file, path))
 
 
@@ -167,4 +176,5 @@ def _tokenizer(labels: LabelSet) -> Callable[[Path], object] | None:
     folder = labels.root / layout.TOKENIZER
     if not folder.is_dir():
         return None
+    receipts.check_folder(labels.root, layout.TOKENIZER)
     return lambda to: shutil.copytree(folder, to, dirs_exist_ok=True)

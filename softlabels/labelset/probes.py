@@ -101,7 +101,8 @@ def read(path: Path, *, classes: int, name: str) -> Iterator[Probes]:
     """
     try:
         file = pq.ParquetFile(pa.memory_map(str(path)), page_checksum_verification=True)
-        found = (file.schema_arrow.metadata or {}).get(_DTYPE.encode(), b"").decode()
+        metadata = file.schema_arrow.metadata or {}
+        found = metadata.get(_DTYPE.encode(), b"").decode(errors="replace")
         if found not in DTYPES or file.schema_arrow.remove_metadata() != _SCHEMA:
             raise CorruptShardError(f"{name}: these are no probes")
         width = DTYPES[found].itemsize
@@ -121,7 +122,7 @@ def read(path: Path, *, classes: int, name: str) -> Iterator[Probes]:
                 table["position"].to_numpy().astype(np.int64),
                 logits.view(count, classes),
             )
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise CorruptShardError(f"{name}: it cannot be read ({error})") from None
     except CorruptShardError as error:
         raise CorruptShardError(f"{name}: {str(error).removeprefix(f'{name}: ')}") from None

@@ -165,15 +165,24 @@ class LabelSet:
         """
         if isinstance(index, slice):
             return self._records(np.arange(*index.indices(len(self))))
-        numbers = np.asarray(index)
-        if numbers.size and numbers.dtype.kind not in "iu":
+        places = self._places(index)
+        if places.ndim:
+            return self._records(places.ravel())
+        return self.take([int(places)]).record_labels(0)
+
+    def _places(self, numbers: Any) -> NDArray[np.int64]:
+        """Record numbers, counted from the start."""
+        given = np.asarray(numbers)
+        if given.size and given.dtype.kind not in "iu":
             raise TypeError(
                 f"a label set is indexed by record number, slice or list of numbers, not by "
-                f"{quoted(index)}; by key with labels.get(key)"
+                f"{quoted(numbers)}; by key with labels.get(key)"
             )
-        if numbers.ndim:
-            return self._records(numbers.astype(np.int64).ravel())
-        return self.take([int(numbers)]).record_labels(0)
+        beyond = (given >= len(self)) | (given < -len(self))
+        if beyond.any():
+            raise IndexError(f"record {given[beyond][0]}: the label set has {len(self)} records")
+        places = given.astype(np.int64)
+        return np.where(places < 0, places + len(self), places)
 
     def _records(self, numbers: NDArray[np.int64]) -> list[SoftLabels]:
         """Labels of each record, in memory of its own."""
@@ -195,14 +204,10 @@ class LabelSet:
 
         Raises:
             IndexError: there are fewer records.
+            TypeError: these are no numbers.
             CorruptShardError: bytes are not the ones that were written.
         """
-        wanted = np.asarray(numbers, np.int64)
-        places = np.where(wanted < 0, wanted + len(self), wanted)
-        beyond = (places < 0) | (places >= len(self))
-        if beyond.any():
-            raise IndexError(f"record {wanted[beyond][0]}: the label set has {len(self)} records")
-        pieces = list(self._pieces(places))
+        pieces = list(self._pieces(self._places(numbers)))
         where = torch.device(device)
         try:
             table = pa.concat_tables([piece for _, piece in pieces] or [self._no_rows])
@@ -252,6 +257,7 @@ class LabelSet:
         for number, row in self._rows(key):
             if row["part"] == part and row["view"] == view:
                 return number
+        _ = self._keys_checked
         if self.parts(key):
             raise JoinError(
                 f"key {quoted(key)} has no record of part {part}, view {view} in {self.root}; its "
@@ -265,6 +271,8 @@ class LabelSet:
 
     def parts(self, key: str | int) -> list[int]:
         """The parts of a key that were labelled, ascending; empty if there is no such key."""
+        # That there is no other part is proven only by an index that is whole.
+        _ = self._keys_checked
         return sorted({row["part"] for _, row in self._rows(key)})
 
     def probes(self) -> Iterator[Probes]:
@@ -321,15 +329,10 @@ class LabelSet:
             candidates = self._keys.candidates(value)
         except (OverflowError, UnicodeEncodeError):
             return  # beyond int64, or half a surrogate pair: no record can have it
-        found = False
         for number in candidates:
             for row in self._identity(number):
                 if row["key"] == key:
-                    found = True
                     yield number, row
-        if not found:
-            # A hit is proven by the key itself; a miss only by an index that is whole.
-            _ = self._keys_checked
 
     def _identity(self, number: int) -> list[dict[str, Any]]:
         """Key, part and view of one record."""
@@ -346,6 +349,7 @@ class LabelSet:
 
     @cached_property
     def _keys_checked(self) -> bool:
+        """A hit is proven by the key itself; a miss only by an index that is whole."""
         if self.finished:
             receipts.check_keys(self.root)
         return True

@@ -36,6 +36,15 @@ def check_keys(root: Path) -> None:
         check_file(root / layout.KEYS, files[layout.KEYS])
 
 
+def check_folder(root: Path, folder: str) -> None:
+    """Raise `CorruptShardError` if a file below a folder of a finished set is not what it was."""
+    where = root / layout.MANIFEST
+    files = manifest.parse(where.read_bytes(), where=str(where)).files
+    for name, digest in files.items():
+        if name.startswith(f"{folder}/"):
+            check_file(root / name, digest)
+
+
 def check_file(file: Path, expected: str | None) -> None:
     """Raise `CorruptShardError` if a file does not have its sha256."""
     if not file.is_file() or file_sha256(file) != expected:

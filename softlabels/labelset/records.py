@@ -211,8 +211,12 @@ def from_table(table: pa.Table, codec: Codec, device: torch.device = CPU) -> Rec
     )
 
 
-def check_columns(found: pa.Schema, codec: Codec) -> None:
-    """Raise `CorruptShardError` if columns of the format are missing or of other types."""
+def check_columns(found: pa.Schema, codec: Codec) -> list[str]:
+    """The names of the format's columns.
+
+    Raises:
+        CorruptShardError: they are missing or of other types.
+    """
 
     def type_of(name: str) -> pa.DataType | None:
         at = found.get_field_index(name)
@@ -228,6 +232,8 @@ def check_columns(found: pa.Schema, codec: Codec) -> None:
             raise CorruptShardError(
                 f"column {field.name} is {type_of(field.name)}, in the format it is {field.type}"
             )
+    names: list[str] = wanted.names
+    return names
 
 
 def _spans(wanted: NDArray[np.bool_], offsets: Int64s) -> pa.Array:

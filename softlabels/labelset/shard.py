@@ -180,12 +180,11 @@ class Shard:
         Raises:
             CorruptShardError: its bytes are not the ones that were written, or are no records.
         """
-        table = self.read(row_group)
         try:
-            check_columns(table.schema, codec)
+            names = check_columns(self.schema, codec)
         except CorruptShardError as error:
             raise self._corrupt(f"row group {row_group}: {error}") from None
-        return table
+        return self.read(row_group, names)
 
     def records(self, row_group: int, codec: Codec) -> Records:
         """A row group, decoded.

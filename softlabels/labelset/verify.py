@@ -22,7 +22,7 @@ from softlabels.errors import (
 )
 from softlabels.inputs.digests import prepared_digest
 from softlabels.inputs.sources import check_unique
-from softlabels.labelset import layout, manifest, receipts
+from softlabels.labelset import layout, manifest, probes, receipts
 from softlabels.labelset import plan as plans
 from softlabels.labelset.manifest import Manifest, Receipt
 from softlabels.labelset.plan import Plan
@@ -87,7 +87,7 @@ def verify(root: Path) -> Report:
     except UnsupportedFormatError as error:
         return Report(finished, 0, 0, 0, (Finding(layout.PLAN, str(error)),))
     found, findings = (
-        _finished(root, plan, digest) if finished else _unfinished(root, digest, codec)
+        _finished(root, plan, digest) if finished else _unfinished(root, plan, digest, codec)
     )
     if any(finding.file == layout.PLAN for finding in findings):
         # Held to another plan, every shard would look wrong.
@@ -166,7 +166,9 @@ def _finished(root: Path, plan: Plan, digest: str) -> tuple[list[Receipt], list[
     return shards, [*findings, *_strays(root, shards, plan)]
 
 
-def _unfinished(root: Path, digest: str, codec: Codec) -> tuple[list[Receipt], list[Finding]]:
+def _unfinished(
+    root: Path, plan: Plan, digest: str, codec: Codec
+) -> tuple[list[Receipt], list[Finding]]:
     found, findings = [], []
     for path in sorted((root / layout.RECEIPTS).glob("*.json")):
         name = f"{layout.RECEIPTS}/{path.name}"
@@ -184,6 +186,14 @@ def _unfinished(root: Path, digest: str, codec: Codec) -> tuple[list[Receipt], l
         # A shard whose receipt was lost is no fault: it can be computed again.
         try:
             found.append(Shard(path, receipt=None, name=name).make_receipt(path, codec))
+        except CorruptShardError as error:
+            findings.append(Finding(name, str(error).removeprefix(f"{name}: ")))
+    known = {layout.probes_path(plan.split, r.unit) for r in found if r.probes}
+    for path in sorted((root / layout.PROBES).glob("*")):
+        name = f"{layout.PROBES}/{path.name}"
+        try:
+            if name not in known:  # no receipt has its digest
+                list(probes.read(path, classes=plan.teacher.classes, name=name))
         except CorruptShardError as error:
             findings.append(Finding(name, str(error).removeprefix(f"{name}: ")))
     return found, findings

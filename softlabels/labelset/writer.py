@@ -68,12 +68,18 @@ class LabelSetWriter:
         if found is None and receipt_file.exists():
             where = layout.receipt_path(unit)
             found = manifest.parse_receipt(receipt_file.read_bytes(), where=where)
+        has_probes = (self.root / layout.probes_path(self.split, unit)).is_file()
         if found is not None:
             Shard(shard_file, receipt=found, name=name)
-            return found
-        shard = Shard(shard_file, receipt=None, name=name)
+            return found if has_probes or not found.probes else None
+        # Whether it had probes is not known: labelled again, it gets those that are lost.
+        return self._rebuilt(unit) if has_probes or not self.plan.probes else None
+
+    def _rebuilt(self, unit: int) -> Receipt:
+        name = layout.shard_path(self.split, unit)
+        shard = Shard(self.root / name, receipt=None, name=name)
         self._check_belongs(shard, unit)
-        made = self._with_probes(shard.make_receipt(shard_file, self.codec))
+        made = self._with_probes(shard.make_receipt(self.root / name, self.codec))
         self._keep(made)
         return made
 
@@ -113,9 +119,7 @@ class LabelSetWriter:
             if made.rows != len(records) or made.positions != len(records.labels):
                 raise LabelSetError(f"{name}: {made.rows} rows were read back of {len(records)}")
             if not publish(temporary, final):
-                found = self.receipt(summary.unit)
-                assert found is not None
-                return found
+                return self.receipt(summary.unit) or self._rebuilt(summary.unit)
             self._keep(made)
         return made
 

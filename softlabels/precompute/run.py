@@ -114,7 +114,9 @@ def precompute(
         raise InputError(f"selection is {selection!r}; expected softlabels.TopK(k)")
     if isinstance(temperatures, (str, bytes)) or not isinstance(temperatures, Sequence):
         raise InputError(f"temperatures is {temperatures!r}; expected a list of numbers")
-    _check_choices(on_error, unit_rows=unit_rows, batch_tokens=batch_tokens, probes=probes)
+    _check_choices(on_error, unit_rows=unit_rows, batch_tokens=batch_tokens)
+    if not isinstance(probes, int) or isinstance(probes, bool) or probes < 0:
+        raise InputError(f"probes is {probes}; it must be a whole number from 0 on")
     source = open_source(data, column=column, key=key, limit=limit)
     source.check_unique_keys()
     try:
@@ -244,9 +246,8 @@ def _check_choices(on_error: str, **counts: int | None) -> None:
     if on_error not in get_args(OnError):
         raise InputError(f"on_error is {quoted(on_error)}; it must be one of {get_args(OnError)}")
     for name, count in counts.items():
-        least = 0 if name == "probes" else 1
-        if count is not None and count < least:
-            raise InputError(f"{name} is {count}; it must be at least {least}")
+        if count is not None and count < 1:
+            raise InputError(f"{name} is {count}; it must be at least 1")
 
 
 def _check_before_loading(

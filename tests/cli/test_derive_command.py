@@ -251,7 +251,6 @@ def test_probes_that_are_no_number_from_0_on_are_refused_in_a_line(
         assert not (tmp_path / "set").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="FAULT: cyclopts rounds it, and 4.6 entries become 5")
 def test_a_fraction_of_an_entry_is_refused(softlabels: Any, source: Path, tmp_path: Path) -> None:
     done = softlabels("derive", source, tmp_path / "dst", "--k", "4.6", "--quiet")
     assert done.code == 2

@@ -224,7 +224,25 @@ def test_columns_that_contradict_each_other_are_corrupt(name: str, value: list[i
         )
 
 
-@pytest.mark.xfail(strict=True, reason="FAULT: the first record is read from the second's frame")
+@pytest.mark.parametrize("counts", [[3, 0], [1, 1], [2, 2], [0, 2**32 - 1], [4, 2**32 - 1]])
+def test_counts_that_do_not_fit_the_entries_are_corrupt(counts: list[int]) -> None:
+    case = make(1000, 2, [2], seed=5)
+    case.labels.log_probs[1, 1] = -torch.inf
+    table = case.table
+    assert table["entries"].to_pylist() == [3]
+    frame = zstandard.decompress(table["packed"][0].as_py()[:-1])
+
+    def decoded(counts: list[int]) -> SoftLabels:
+        # Four planes, lowest byte first, at the end of the frame.
+        planes = np.asarray(counts, "<u4").view(np.uint8).reshape(2, 4).T.tobytes()
+        blob = zstandard.compress(frame[:-8] + planes) + b"\x01"
+        return case.codec.decode(table.set_column(2, "packed", pa.array([blob], pa.binary())))[0]
+
+    check_same(decoded([2, 1]), case.codec.decode(table)[0])
+    with pytest.raises(CorruptShardError, match="entries of a record do not fit its positions"):
+        decoded(counts)
+
+
 def test_a_record_without_a_frame_is_corrupt() -> None:
     case = make(1000, 4, [2, 2], seed=5)
     blobs = [b"", case.table["packed"][1].as_py()]
@@ -233,7 +251,6 @@ def test_a_record_without_a_frame_is_corrupt() -> None:
         case.codec.decode(bad)
 
 
-@pytest.mark.xfail(strict=True, reason="FAULT: zstandard.ZstdError, at the first record")
 def test_a_dictionary_that_zstd_cannot_read_is_refused_in_words() -> None:
     case = trained(make(1000, 4, [2], seed=15))
     cut = base64.b64encode(case.codec.dictionary[:60]).decode()

@@ -19,8 +19,6 @@ from softlabels.codecs.compact import scale_of
 from softlabels.codecs.idtable import IdTable
 from softlabels.codecs.limit import limit
 
-SCALE = scale_of(64)
-
 Position = list[tuple[int, float]]
 
 
@@ -32,7 +30,7 @@ def bits(symbols: Sequence[Hashable]) -> float:
 
 def oracle(positions: list[Position], k: int) -> tuple[float, float]:
     """Bytes a position for ids and for values, from (id, log-prob) pairs, unused ones left out."""
-    ids, codes, floors, orders, scale = [], [], [], 0.0, scale_of(k)
+    ids, codes, floors, scale = [], [], [], scale_of(k)
     for entries in positions:
         used = [(index, value) for index, value in entries if value > -math.inf]
         ids += [index for index, _ in used]
@@ -41,9 +39,23 @@ def oracle(positions: list[Position], k: int) -> tuple[float, float]:
         ]
         floors.append(min(of_entries, default=0))
         codes += [code - floors[-1] for code in of_entries]
-        orders += math.log2(math.factorial(len(used)))
     count = max(1, len(positions))
-    return (bits(ids) - orders) / 8 / count, (bits(codes) + bits(floors)) / 8 / count
+    return set_bits(ids, count) / 8, (bits(codes) + bits(floors)) / 8 / count
+
+
+def set_bits(ids: list[int], positions: int) -> float:
+    """Bits of coins that show each class as often, given how many show theirs."""
+    coins = [found / positions for found in Counter(ids).values()]
+    total = 0.0
+    for share in coins:
+        for side in (share, 1 - share):
+            total -= side * math.log2(side) if side > 0 else 0
+    kept = sum(coins)
+    narrower = 1 - sum(share * share for share in coins) / kept if coins else 0
+    if narrower < 1e-9:
+        return total
+    likely = math.exp(-kept) * kept**kept / math.gamma(kept + 1) / math.sqrt(narrower)
+    return total + min(0.0, math.log2(likely))
 
 
 def made(positions: list[Position], k: int) -> SoftLabels:
@@ -106,10 +118,10 @@ def test_without_positions_or_entries_there_is_nothing_to_write() -> None:
         assert (found.ids, found.values, found.total) == (0, 0, 0)
 
 
-def test_of_one_position_only_the_order_is_free() -> None:
+def test_of_one_position_the_ids_are_known() -> None:
     found = limit(made([PAIR], 2))
-    # Two ids of one bit each, less the one bit that their order would tell; two codes of one bit.
-    assert (found.ids, found.values) == (pytest.approx((2 - 1) / 8), pytest.approx(2 / 8))
+    # Two ids that are always there; two codes of one bit.
+    assert (found.ids, found.values) == (0, pytest.approx(2 / 8))
     single = limit(made([[(5, math.log(0.5))]] * 40, 1))
     assert (single.ids, single.values) == (0, 0)
 
@@ -131,15 +143,14 @@ def random_labels(positions: int, *, k: int, classes: int) -> SoftLabels:
     return SoftLabels(ids=torch.from_numpy(ids), log_probs=torch.log_softmax(logits, -1))
 
 
-@pytest.mark.parametrize(("k", "classes"), [(1, 256), (4, 100), (16, 300)])
-def test_uniform_ids_take_k_log_v_less_the_order(k: int, classes: int) -> None:
+@pytest.mark.parametrize(("k", "classes"), [(1, 256), (4, 100), (16, 300), (150, 300), (16, 16)])
+def test_uniform_ids_take_as_many_bits_as_there_are_sets(k: int, classes: int) -> None:
     positions = 20_000
     found = 8 * limit(random_labels(positions, k=k, classes=classes)).ids
-    most = k * math.log2(classes) - math.log2(math.factorial(k))
+    most = math.log2(math.comb(classes, k))
     # By chance a sample's frequencies are uneven: n / 2N nats an entry too low, says the docstring.
     missing = classes / (2 * positions) / math.log(2)
-    assert most - 2 * missing < found < most
-    assert found == pytest.approx(most - missing, abs=missing)
+    assert found == pytest.approx(most - missing, abs=missing + 0.01)
 
 
 @pytest.mark.parametrize("k", [1, 8, 32])
@@ -155,7 +166,6 @@ def test_a_compact_set_takes_no_fewer_bytes_than_the_limit(k: int) -> None:
         assert real < 1.25 * limit(labels).total + 0.5
 
 
-@pytest.mark.xfail(strict=True, reason="FAULT: a set takes log2 C(V, k) bits")
 @pytest.mark.parametrize(("k", "classes"), [(16, 16), (256, 1000)])
 def test_a_compact_set_of_a_large_part_of_the_classes_takes_no_fewer_bytes_either(
     k: int, classes: int

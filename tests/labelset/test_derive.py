@@ -249,11 +249,7 @@ def sampled_set(source: sl.LabelSet, tmp_path: Path) -> Path:
         (None, 3),
         ("compact", None),
         ("tiny", 3),
-        pytest.param(
-            "plain",
-            None,
-            marks=pytest.mark.xfail(strict=True, reason="FAULT: it is begun, then refused"),
-        ),
+        ("plain", None),
     ],
 )
 def test_sampled_labels_are_refused_and_nothing_is_begun(
@@ -276,7 +272,6 @@ def test_a_source_that_is_unfinished_and_a_folder_that_is_taken_are_refused(
     assert not (tmp_path / "set").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="FAULT: what is there is made a finished set")
 def test_an_unfinished_source_that_was_opened_is_refused_too(
     source: sl.LabelSet, tmp_path: Path
 ) -> None:
@@ -591,7 +586,6 @@ def test_a_repaired_derivation_is_made_whole_by_the_same_call(
         assert contents(out) == before
 
 
-@pytest.mark.xfail(strict=True, reason="FAULT: the damaged copy is published and stays for ever")
 def test_damaged_probes_of_the_source_are_named_and_not_published(
     source: sl.LabelSet, tmp_path: Path
 ) -> None:
@@ -603,7 +597,6 @@ def test_damaged_probes_of_the_source_are_named_and_not_published(
     assert sl.derive(source, tmp_path / "set", k=4).finished
 
 
-@pytest.mark.xfail(strict=True, reason="FAULT: bytes that no checksum covers are copied unnoticed")
 def test_probes_of_the_source_are_held_to_their_digest(source: sl.LabelSet, tmp_path: Path) -> None:
     name = "probes/train-00000.parquet"
     flip(source.root / name, 0)
@@ -611,14 +604,12 @@ def test_probes_of_the_source_are_held_to_their_digest(source: sl.LabelSet, tmp_
         sl.derive(source, tmp_path / "set", k=4)
 
 
-@pytest.mark.xfail(strict=True, reason='FAULT: InputError, "the folder cannot be made"')
 def test_missing_probes_of_the_source_are_named(source: sl.LabelSet, tmp_path: Path) -> None:
     (source.root / "probes" / "train-00000.parquet").unlink()
     with pytest.raises(CorruptShardError, match=r"probes/train-00000\.parquet"):
         sl.derive(source, tmp_path / "set", k=4)
 
 
-@pytest.mark.xfail(strict=True, reason="FAULT: it is copied, and the new manifest vouches for it")
 def test_a_damaged_tokenizer_of_the_source_is_named(llama_set: Path, tmp_path: Path) -> None:
     source = Path(shutil.copytree(llama_set, tmp_path / "source"))
     flip(source / "tokenizer" / "tokenizer.json", 50)

@@ -209,12 +209,11 @@ def test_a_number_that_no_record_has_is_a_miss_that_names_the_file(
         labels = sl.LabelSet.open(single)
         with pytest.raises(CorruptShardError, match=r"keys\.index.*verify DIR --repair"):
             labels.get(f"k{owner}")
-        assert labels.parts(f"k{(owner + 1) % 10}") == [0]
+        assert labels.index(f"k{(owner + 1) % 10}") == (owner + 1) % 10
     finally:
         rewrite(single, good)
 
 
-@pytest.mark.xfail(strict=True, reason="FAULT: it is believed, as long as one part is found")
 @pytest.mark.parametrize("lost", [0, 1, 2])
 def test_an_index_that_lost_one_of_the_parts_of_a_key_is_found_out(tiny: Path, lost: int) -> None:
     numbers = np.frombuffer((tiny / INDEX).read_bytes(), "<u8").copy()

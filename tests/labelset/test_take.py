@@ -163,7 +163,6 @@ def test_a_number_beyond_the_records_is_an_index_error_that_names_it(
     assert labels._cache == {}, "a row group was read for a list that cannot be had"
 
 
-@pytest.mark.xfail(strict=True, reason="FAULT: NumPy makes record numbers of them")
 @pytest.mark.parametrize("numbers", [[1.7], ["3"], [True], np.asarray([2.0])], ids=repr)
 def test_what_is_no_number_is_refused_and_not_read_as_one(
     labels: sl.LabelSet, numbers: Any
@@ -174,7 +173,6 @@ def test_what_is_no_number_is_refused_and_not_read_as_one(
         labels.take(numbers)
 
 
-@pytest.mark.xfail(strict=True, reason="FAULT: it wraps: 2⁶⁴ − 1 is read as −1, the last record")
 def test_a_number_beyond_int64_is_beyond_the_records(labels: sl.LabelSet) -> None:
     for numbers in (np.asarray([2**64 - 1], np.uint64), [2**64 - 1]):
         with pytest.raises(IndexError):
@@ -228,6 +226,14 @@ def test_the_cpu_is_a_device_as_any_other(
     assert [contents(records, row) for row in range(2)] == [made.records[4], made.records[0]]
     tensors = records.labels._tensors().values()
     assert {tensor.device.type for tensor in tensors} == {"cpu"}
+
+
+def test_labels_come_to_the_device_that_is_asked_for(made: Set, labels: sl.LabelSet) -> None:
+    if made.codec == "compact":
+        pytest.skip("its bytes are unpacked on the device, and this one cannot compute")
+    records = labels.take([4, 0], device="meta")
+    assert {tensor.device.type for tensor in records.labels._tensors().values()} == {"meta"}
+    assert {t.device.type for t in records.record_labels(1)._tensors().values()} == {"meta"}
 
 
 @pytest.mark.gpu
@@ -300,21 +306,19 @@ def test_a_changed_byte_on_disk_names_its_shard_and_spares_the_others(
     assert [contents(records, row) for row in range(2)] == [made.records[0], made.records[-1]]
 
 
-@pytest.mark.xfail(strict=True, reason="FAULT: pyarrow.ArrowInvalid")
-def test_a_column_that_only_one_shard_has_is_ignored(
+def test_columns_that_the_format_does_not_know_are_not_read(
     made: Set, labels: sl.LabelSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = Shard.table
+    asked: list[Any] = []
+    read = Shard.read
 
-    def newer(self: Shard, row_group: int, codec: Any) -> pa.Table:
-        found = table(self, row_group, codec)
-        more = pa.array([0] * len(found))
-        return found.append_column("more", more) if "00001" in self.name else found
+    def spy(self: Shard, row_group: int, columns: Any = None) -> pa.Table:
+        asked.append(columns)
+        return read(self, row_group, columns)
 
-    monkeypatch.setattr(Shard, "table", newer)
-    second = next(place for place in labels.row_groups if place.shard == 1)
-    records = labels.take([0, second.start])
-    assert contents(records, 1) == made.records[second.start]
+    monkeypatch.setattr(Shard, "read", spy)
+    labels.take([0])
+    assert asked == [labels._shard(0).schema.names]
 
 
 def test_where_no_inputs_are_stored_there_are_none(tmp_path: Path, precompute: Precompute) -> None:
