@@ -333,15 +333,24 @@ def show_random(source: Path, *, touches: int) -> None:
         for i in range(len(opened)):
             if not torch.equal(opened[i].ids.sort(-1)[0], exact[i].top(64).ids.sort(-1)[0]):
                 raise SystemExit(f"record {i} of the derived set has other ids")
-        first, again = [], []
+        first, unread, again = [], [], []
         for i in random.integers(len(opened), size=touches).tolist():
             first.append(milliseconds(sl.LabelSet.open(path), i))
+        for i in random.integers(len(opened), size=2 * touches).tolist():
+            opened._cache.clear()
+            unread.append(milliseconds(opened, i))
+        for i in range(len(opened)):
+            opened[i]
         for i in random.integers(len(opened), size=20 * touches).tolist():
             again.append(milliseconds(opened, i))
     print("\nOne random record of compact at k = 64, milliseconds\n")
     rows = [
         [name, f"{statistics.median(times):.2f}", f"{statistics.quantiles(times, n=20)[-1]:.2f}"]
-        for name, times in (("first of an opened set", first), ("later", again))
+        for name, times in (
+            ("the first of a set just opened", first),
+            ("of a row group not read before", unread),
+            ("of one that was", again),
+        )
     ]
     print(markdown(["", "median", "p95"], rows))
 

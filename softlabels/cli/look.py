@@ -60,7 +60,7 @@ def show_info(directory: Path, *, as_json: bool) -> int:
         "records": f"{totals.records:,} in {totals.shards:,} shards",
         "positions": f"{totals.positions:,}, {totals.entries:,} entries",
         "bytes": f"{totals.bytes:,}, {totals.bytes / max(1, totals.positions):.1f} a position",
-        "limit": "not known" if least is None else _in_words(least),
+        "limit": _in_words(least, totals.positions),
         "probes": f"{totals.probes:,} positions with dense logits" if totals.probes else "none",
         "derived from": " ← ".join(
             f"{origin.codec}, k = {origin.k}" for origin in reversed(plan.derived_from)
@@ -91,7 +91,9 @@ def _limit(labels: LabelSet) -> Limit | None:
         return None
 
 
-def _in_words(least: Limit) -> str:
+def _in_words(least: Limit | None, positions: int) -> str:
+    if least is None:
+        return "not known: the labels cannot be read" if positions else "none: there are no labels"
     return (
         f"{least.total:.1f} a position for ids ({least.ids:.1f}) and values ({least.values:.1f}), "
         "by their entropy"

@@ -49,24 +49,27 @@ def _compiled(function: Any) -> Any:
 
 @_compiled
 def _ids(first: Bytes, rest: Uint32s, starts: Int64s, of_rank: Int64s, out: Int64s) -> bool:
-    last, done = np.int64(len(of_rank) - 1), np.int64(0)
+    # Unsigned, and slices of one position: indices that might count from the end, and indexing the
+    # whole arrays, cost half as much again.
+    last, done, large = np.uint64(len(of_rank) - 1), np.uint64(0), np.uint64(len(rest))
+    one, escape = np.uint64(1), np.uint64(LARGE)
     for row in range(len(starts) - 1):
-        # Slices of one position: indexing the whole arrays takes half as long again.
         gaps, found = first[starts[row] : starts[row + 1]], out[row]
-        rank = np.int64(-1)
+        rank = np.uint64(0)
         for i in range(len(gaps)):
-            gap = np.int64(gaps[i])
-            if gap == LARGE:
-                if done == len(rest):
+            gap = np.uint64(gaps[i])
+            if gap == escape:
+                if done == large:
                     return False
-                gap += np.int64(rest[done])
-                done += 1
-            rank += gap + 1
+                gap += np.uint64(rest[done])
+                done += one
+            rank += gap
             found[i] = of_rank[min(rank, last)]
-        if rank > last:  # ranks ascend: the last one is the largest
+            rank += one
+        if rank > last + one:  # ranks ascend: the last one is the largest
             return False
         found[len(gaps) :] = 0
-    return bool(done == len(rest))
+    return bool(done == large)
 
 
 @_compiled

@@ -210,7 +210,8 @@ class LabelSet:
         pieces = list(self._pieces(self._places(numbers)))
         where = torch.device(device)
         try:
-            table = pa.concat_tables([piece for _, piece in pieces] or [self._no_rows])
+            tables = [piece for _, piece in pieces] or [self._no_rows]
+            table = tables[0] if len(tables) == 1 else pa.concat_tables(tables)
             return from_table(table, self.codec, where)
         except CorruptShardError:
             for group, piece in pieces:

@@ -68,7 +68,8 @@ class Records:
         tokens = slice(int(self.token_offsets[index]), int(self.token_offsets[index + 1]))
         positions = slice(int(self.label_offsets[index]), int(self.label_offsets[index + 1]))
         wanted = torch.from_numpy(self.wanted[tokens])
-        return scatter(self.labels[positions], wanted)
+        alone = positions == slice(0, len(self.labels))
+        return scatter(self.labels if alone else self.labels[positions], wanted)
 
 
 def join(parts: Sequence[Records]) -> Records:
@@ -189,7 +190,8 @@ def from_table(table: pa.Table, codec: Codec, device: torch.device = CPU) -> Rec
         raise CorruptShardError("a length is negative")
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     wanted = _wanted(table, offsets)
-    if not np.array_equal(_counts(wanted, offsets), np.diff(label_offsets)):
+    counts = lengths if wanted.all() else _counts(wanted, offsets)
+    if not np.array_equal(counts, np.diff(label_offsets)):
         raise CorruptShardError("label_spans do not cover as many tokens as there are positions")
     token_ids = next_ids = None
     lists = table.column("input_ids").combine_chunks()

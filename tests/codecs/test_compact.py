@@ -141,6 +141,14 @@ def test_a_choice_of_records_decodes_to_those_records(case: Case, data: st.DataO
     assert offsets.tolist() == np.cumsum([0, *map(len, wanted)]).tolist()
 
 
+@pytest.mark.parametrize("classes", WIDTHS)
+def test_the_largest_gap_that_there_can_be_comes_back(classes: int) -> None:
+    case = make(classes, 1, [3], seed=17)
+    table = case.codec.table
+    case.labels.ids[:, 0] = torch.from_numpy(table.to_ids(np.asarray([classes - 1, 0, 0])))
+    assert torch.equal(case.codec.decode(case.table)[0].ids, case.labels.ids)
+
+
 @given(cases())
 @settings(deadline=None, max_examples=30)
 def test_compiled_and_plain_unpacking_give_equal_arrays(case: Case) -> None:

@@ -193,8 +193,15 @@ def text(data: bytes) -> str:
         text(b"\3\0\0\0"),
         text(bytes(4 * 1000)),
         text(b"\1\0\0\0")[:-8],
+        "!" + text(b"\1\0\0\0"),
     ],
 )
 def test_a_text_that_no_table_wrote_is_refused(given: str) -> None:
     with pytest.raises(ValueError, match=r"table|buffer|base64"):
         IdTable.from_text(3, given)
+
+
+def test_a_text_of_more_classes_than_there_are_is_refused_before_it_is_unpacked() -> None:
+    assert IdTable.from_text(3, text(bytes([2, 0, 0, 0]))).frequent == (2,)
+    with pytest.raises(ValueError, match="longer than there are classes"):
+        IdTable.from_text(3, text(bytes(1 << 20)))

@@ -312,9 +312,9 @@ def test_columns_that_the_format_does_not_know_are_not_read(
     asked: list[Any] = []
     read = Shard.read
 
-    def spy(self: Shard, row_group: int, columns: Any = None) -> pa.Table:
+    def spy(self: Shard, row_group: int, columns: Any = None, **options: Any) -> pa.Table:
         asked.append(columns)
-        return read(self, row_group, columns)
+        return read(self, row_group, columns, **options)
 
     monkeypatch.setattr(Shard, "read", spy)
     labels.take([0])
