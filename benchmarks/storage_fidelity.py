@@ -229,7 +229,10 @@ def _draw_limit(panel: Any, rows: Sequence[Any], temperature: float) -> None:
     points = sorted(
         (row.limit + row.tails, row.kl.mean[temperature]) for row in rows if row.limit is not None
     )
-    panel.plot(*zip(*points, strict=True), color="black", linestyle=":", linewidth=1.2)
+    panel.plot(
+        *zip(*points, strict=True), color="black", linestyle="", marker="|", markersize=22,
+        markeredgewidth=1.6,
+    )  # fmt: skip
     panel.annotate(
         "its order-0 entropy", points[0], xytext=(0, 30), size=9,
         textcoords="offset points", arrowprops={"arrowstyle": "-", "color": "0.5"},

@@ -35,8 +35,8 @@ class Gaps:
     @classmethod
     def of(cls, gaps: NDArray[np.uint32]) -> Self:
         """From gaps, (E,)."""
-        large = gaps >= LARGE
-        return cls(np.minimum(gaps, LARGE).astype(np.uint8), gaps[large] - np.uint32(LARGE))
+        large = np.flatnonzero(gaps >= LARGE)
+        return cls(np.minimum(gaps, LARGE).astype(np.uint8), gaps.take(large) - np.uint32(LARGE))
 
 
 def rest_width(classes: int) -> int:
@@ -67,7 +67,8 @@ def sort_entries(
     # One sort of numbers in place of a sort of indices: the rank above, the code below.
     bits = 8 * codes.itemsize
     kind: Any = np.uint32 if (table.classes - 1).bit_length() + bits <= 32 else np.uint64
-    both: Unsigned = table.to_ranks(ids).astype(kind) << kind(bits)
+    both: Unsigned = table.to_ranks(ids).astype(kind, copy=False)
+    both <<= kind(bits)
     both |= codes
     full = bool(used.all())
     if not full:
@@ -75,8 +76,10 @@ def sort_entries(
     both.sort(axis=-1)
     ranks = (both >> kind(bits)).astype(np.uint32)
     sorted_codes = both.astype(codes.dtype)
-    gaps = ranks.copy()
-    gaps[:, 1:] -= ranks[:, :-1] + np.uint32(1)
+    gaps = np.empty_like(ranks)
+    gaps[:, 0] = ranks[:, 0]
+    np.subtract(ranks[:, 1:], ranks[:, :-1], out=gaps[:, 1:])
+    gaps[:, 1:] -= np.uint32(1)
     counts = used.sum(-1, dtype=np.int64)
     if full:
         gaps, sorted_codes = gaps.ravel(), sorted_codes.ravel()
