@@ -135,7 +135,8 @@ class Lossless(Packed):
 
 def _single(values: NDArray[Any]) -> NDArray[np.float32]:
     """As float32, which they are in but for their dtype."""
-    narrow = np.ascontiguousarray(values, np.float32)
+    with np.errstate(over="ignore"):
+        narrow = np.ascontiguousarray(values, np.float32)
     if not np.array_equal(narrow, values, equal_nan=True):
         raise InputError(f"the codec lossless writes float32, and these are {values.dtype}")
     return narrow

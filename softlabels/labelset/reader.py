@@ -207,7 +207,10 @@ class LabelSet:
             TypeError: these are no numbers.
             CorruptShardError: bytes are not the ones that were written.
         """
-        pieces = list(self._pieces(self._places(numbers)))
+        places = self._places(numbers)
+        if places.ndim != 1:
+            raise TypeError(f"take() needs a list of record numbers, not {quoted(numbers)}")
+        pieces = list(self._pieces(places))
         where = torch.device(device)
         try:
             tables = [piece for _, piece in pieces] or [self._no_rows]

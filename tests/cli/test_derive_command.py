@@ -183,7 +183,7 @@ def test_info_of_a_set_without_probes_or_records_says_so(
     precompute(tmp_path / "set", [{"id": "void", "ids": [99]}], on_error="skip")
     out = softlabels("info", tmp_path / "set").out
     assert row(out, "probes") == "none"
-    assert row(out, "limit").startswith("not known")
+    assert row(out, "limit").startswith("none")
     assert softlabels("info", tmp_path / "set", "--json").json["limit"] is None
 
 

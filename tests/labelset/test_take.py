@@ -327,3 +327,9 @@ def test_where_no_inputs_are_stored_there_are_none(tmp_path: Path, precompute: P
     assert records.token_ids is None
     assert records.next_ids is None
     assert bits(records.record_labels(1)) == bits(labels[0])
+
+
+@pytest.mark.parametrize("numbers", [3, [[1, 2], [3, 4]]], ids=repr)
+def test_take_takes_a_list(labels: sl.LabelSet, numbers: Any) -> None:
+    with pytest.raises(TypeError, match="list of record numbers"):
+        labels.take(numbers)
