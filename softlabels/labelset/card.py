@@ -60,8 +60,11 @@ _COLUMNS = {
     "plain": """`ids` and
 `log_probs` are flat: k entries a position, one after another. Log-probs are natural logarithms
 under the full softmax.""",
-    "compact": """The labels
+    **dict.fromkeys(
+        ("compact", "lossless", "sampled"),
+        """The labels
 of a record are one compressed value, `packed`; the format is docs/FORMAT.md of softlabels.""",
+    ),
 }
 
 
