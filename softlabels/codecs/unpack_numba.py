@@ -72,20 +72,22 @@ def _ids(first: Bytes, rest: Uint32s, starts: Int64s, of_rank: Int64s, out: Int6
     return bool(done == large)
 
 
-@_compiled
+# Sums of whole numbers below 2⁵³ are exact in any order, so they may be added side by side.
+@njit(nogil=True, cache=True, boundscheck=False, fastmath={"reassoc"})
 def _cubes(codes: Bytes, starts: Int64s, out: Int64s) -> None:
     for row in range(len(starts) - 1):
-        total = np.int64(0)
-        for entry in range(starts[row], starts[row + 1]):
-            code = np.int32(codes[entry])
-            total += np.int64(code * code * code)
-        out[row] = total
+        held = codes[starts[row] : starts[row + 1]]
+        total = np.float64(0)
+        for i in range(len(held)):
+            code = np.float32(held[i])
+            total += np.float64(code * code * code)  # at most 255³, which float32 holds
+        out[row] = np.int64(total)
 
 
 @_compiled
-def _log_cubes(codes: Bytes, starts: Int64s, logs: Floats, shift: Floats, out: Floats) -> None:
+def _log_cubes(codes: Bytes, starts: Int64s, logs: Floats, shifts: Floats, out: Floats) -> None:
     for row in range(len(starts) - 1):
-        held, found = codes[starts[row] : starts[row + 1]], out[row]
+        held, found, shift = codes[starts[row] : starts[row + 1]], out[row], shifts[row]
         for i in range(len(held)):
-            found[i] = logs[held[i]] + shift[row]
+            found[i] = logs[held[i]] + shift
         found[len(held) :] = -np.inf
