@@ -18,6 +18,7 @@ from softlabels.cli.screen import Screen
 from softlabels.codecs.limit import Limit, limit
 from softlabels.errors import CorruptShardError, InputError, LabelSetError, quoted
 from softlabels.labelset import layout
+from softlabels.labelset import plan as plans
 from softlabels.labelset.reader import LabelSet
 from softlabels.labelset.verify import repair as drop_bad
 from softlabels.labelset.verify import verify
@@ -154,8 +155,8 @@ def show_record(
             "token": None if tokens is None else tokens[t],
             "next": None if following is None or following[t] < 0 else following[t],
             "next_log_prob": _number(found.hard_log_probs, t),
-            "ids": found.ids[t, : window.top].tolist(),
-            "log_probs": found.log_probs[t, : window.top].tolist(),
+            "ids": found.ids[t][found.log_probs[t] > -math.inf][: window.top].tolist(),
+            "log_probs": found.log_probs[t][found.log_probs[t] > -math.inf][: window.top].tolist(),
             "logsumexp": _number(found.logsumexp, t),
             "log_tails": [] if found.log_tails is None else found.log_tails[t].tolist(),
         }
@@ -230,8 +231,9 @@ def show_verification(directory: Path, *, repair: bool, as_json: bool) -> int:
     if report.findings:
         console.print(Text(f"{len(report.findings)} findings in {directory}"))
         if dropped:
-            names = _safe(", ".join(dropped))
-            console.print(Text(f"dropped {names}: run the same precompute again"))
+            names, plan = _safe(", ".join(dropped)), plans.earlier(directory)
+            command = "derive" if plan is not None and plan.derived_from else "precompute"
+            console.print(Text(f"dropped {names}: run the same {command} again"))
         return 1
     state = "finished" if report.finished else "unfinished"
     console.print(

@@ -23,23 +23,24 @@ Bytes = NDArray[np.uint8]
 
 
 def scale_of(k: int) -> int:
-    """The scale at which all fields together add 1.2e-4 nats of KL, whatever k: 44 · k^⅓.
+    """The scale at which all fields together add 1.2e-4 nats of KL, up to k = 128: 44 · k^⅓.
 
     At one scale it grows as k^⅔ (benchmarks/bench_storage.py).
     """
-    return min(255, round(44 * math.cbrt(k)))
+    return min(curves.MAX_SCALE, round(44 * math.cbrt(k)))
 
 
 @dataclass(frozen=True)
 class Compact(Packed):
     """Probabilities and tails in one byte each.
 
-    Error bounds: ids none; a probability p is stored as round(scale · p^⅓), and the kept ones are
-    rescaled to 1 − tail; a tail mass sin²θ with θ within 0.0047; logsumexps and hard-label
-    log-probs within 2⁻¹¹ nats. Entries of log-prob −∞ are not stored.
+    Error bounds: ids none; a probability p is stored as round(scale · p^⅓) where that is 3 or more,
+    below within half a nat down to (3/scale)³ · e⁻³⁴, and the kept ones are rescaled to 1 − tail; a
+    tail mass sin²θ with θ within 0.0047; logsumexps and hard-label log-probs within 2⁻¹¹ nats.
+    Entries of log-prob −∞ are not stored.
 
     Attributes:
-        scale: of the value codes, 1 to 255.
+        scale: of the value codes, 1 to 223.
     """
 
     scale: int = 176
@@ -47,8 +48,8 @@ class Compact(Packed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.scale <= 255:
-            raise ValueError(f"scale is {self.scale}; it must be from 1 to 255")
+        if not 1 <= self.scale <= curves.MAX_SCALE:
+            raise ValueError(f"scale is {self.scale}; it must be from 1 to {curves.MAX_SCALE}")
 
     @property
     def planes(self) -> tuple[int, int]:
@@ -106,7 +107,9 @@ class Compact(Packed):
     ) -> torch.Tensor:
         if tails is None or 1.0 not in self.temperatures:
             found = unpack_log_probs(codes, planes, self.k, None, device)
-            return found.sub_(float(np.float32(3 * np.log(self.scale))))
+            found -= float(np.float32(3 * np.log(self.scale)))
+            # Nothing says how much is kept, but it is not more than all.
+            return found - found.exp().sum(-1, keepdim=True).clamp(min=1).log()
         kept = curves.code_log_kept().take(tails[:, self.temperatures.index(1.0)])
         return unpack_log_probs(codes, planes, self.k, kept, device)
 

@@ -17,19 +17,53 @@ SCALAR_STEPS = 1024
 _NULL, _MINUS_INFINITY, _FIRST = 0, 1, 2
 _MIDDLE = 1 << 31
 _TAIL_CODES = 256
+# Codes of probabilities: below 32 + 3 in steps of a nat, from there on by cube roots.
+LOG_CODES, _LEAST_ROOT = 32, 3
+MAX_SCALE = 255 - LOG_CODES
+# A position's likeliest class is no rarer than 1/V, so that 34 bits tell its value to 10⁻⁶; sums of
+# all kept ones stay below 2⁶³.
+WEIGHT_BITS = 34
 _MOST_LOG_WEIGHT = 8
 
 
 def prob_codes(log_probs: Floats, scale: int) -> Codes:
-    """Kept probabilities as round(scale · p^⅓), at least 1.
+    """Kept probabilities as 32 + round(scale · p^⅓), from 35 on; smaller ones in steps of a nat.
 
     The cells are narrow where an error costs much: at high rate the KL of a rounding error is
-    p·δ²/2, and δ ∝ 1/(p^⅓) spends bits on a probability in proportion to what they save.
-    Bound: |scale · p^⅓ − code| ≤ ½, but a p below (½/scale)³ becomes scale⁻³.
+    p·δ²/2, and δ ∝ 1/(p^⅓) spends bits on a probability in proportion to what they save. Below the
+    third cell that rule would be too coarse for temperatures above 1, at which small ones grow.
+    Bound: |scale · p^⅓ − (code − 32)| ≤ ½ from 35 on; below, half a nat, down to (3/scale)³ · e⁻³⁴.
     """
     roots = np.exp(log_probs * np.float32(1 / 3)) * np.float32(scale)
-    codes: Codes = np.clip(np.rint(roots), 1, 255).astype(np.uint8)
-    return codes
+    codes = np.rint(roots) + np.float32(LOG_CODES)
+    small = roots < _LEAST_ROOT - 0.5
+    if small.any():
+        steps = np.rint(log_probs[small] - np.float32(3 * np.log(_LEAST_ROOT / scale)))
+        codes[small] = LOG_CODES + _LEAST_ROOT + steps
+    found: Codes = np.clip(codes, 1, 255).astype(np.uint8)
+    return found
+
+
+@cache
+def code_logs() -> Floats:
+    """Log of the value of each code, in units of scale⁻³, (256,); code 0 is −∞."""
+    codes = np.arange(256.0)
+    values = 3 * np.log(np.maximum(codes - LOG_CODES, _LEAST_ROOT))
+    values += np.minimum(codes - LOG_CODES - _LEAST_ROOT, 0)
+    values[0] = -np.inf
+    logs: Floats = values.astype(np.float32)
+    return logs
+
+
+@cache
+def code_weights() -> NDArray[np.int64]:
+    """The value of each code in units of 2⁻³⁴ · scale⁻³, (256,): whole, so that sums are exact."""
+    codes = np.arange(256.0)
+    cubes = np.maximum(codes - LOG_CODES, _LEAST_ROOT) ** 3
+    smaller = np.exp(np.minimum(codes - LOG_CODES - _LEAST_ROOT, 0))
+    found: NDArray[np.int64] = np.rint(cubes * smaller * 2.0**WEIGHT_BITS).astype(np.int64)
+    found[0] = 0
+    return found
 
 
 def _tail_angles(codes: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -43,6 +77,7 @@ def _tail_angles(codes: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 # As log masses, so that no tail needs a sine: between 255 codes.
+_ROUNDED_ONE = 1e-3
 _TAIL_EDGES = 2 * np.log(np.sin(_tail_angles(np.arange(1.5, _TAIL_CODES - 1))))
 
 
@@ -51,6 +86,7 @@ def tail_codes(log_tails: Floats) -> Codes:
 
     Bound: θ, where the mass is sin²θ, is within half a cell of the curve, at most 0.0047 rad.
     """
+    _check(log_tails <= _ROUNDED_ONE, log_tails, "log tail")
     codes = 1 + np.searchsorted(_TAIL_EDGES, log_tails)
     return np.where(log_tails == -np.inf, 0, codes).astype(np.uint8)
 

@@ -50,11 +50,11 @@ def unpack_log_probs(
     log_kept: NDArray[np.float64] | None,
     device: torch.device = CPU,
 ) -> Tensor:
-    """Log-probs, float32 (N, k), to whose cube roots the codes are in proportion; −∞ where unused.
+    """Log-probs, float32 (N, k), of value codes (`softlabels.codecs.curves`); −∞ where unused.
 
     Args:
         codes: one for each entry, (E,).
-        log_kept: the log of what they sum to, (N,). None: they are the logs of the cubes.
+        log_kept: the log of what they sum to, (N,). None: the logs of the codes' values.
     """
     if device.type == "cpu":
         return torch.from_numpy(engine().log_probs(codes, planes.starts, k, log_kept))
@@ -68,7 +68,7 @@ def engine() -> ModuleType:
     """What unpacks on a CPU."""
     try:
         from softlabels.codecs import unpack_numba
-    except ImportError:
+    except (ImportError, RuntimeError):  # not installed, or nowhere to keep what it compiles
         return unpack_numpy
     return unpack_numba
 

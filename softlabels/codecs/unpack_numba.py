@@ -8,9 +8,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from softlabels.codecs.curves import code_logs, code_weights
 from softlabels.codecs.ranks import LARGE, beyond
 from softlabels.codecs.unpack_numpy import (
-    LOG_CUBES,
     Bytes,
     Floats,
     Int64s,
@@ -35,11 +35,11 @@ def log_probs(codes: Bytes, starts: Int64s, k: int, log_kept: NDArray[np.float64
     rows = len(starts) - 1
     shift = np.zeros(rows, np.float32)
     if log_kept is not None:
-        cubes = np.empty(rows, np.int64)
-        _cubes(codes, starts, cubes)
-        shift = shifts(cubes, log_kept)
+        weights = np.empty(rows, np.int64)
+        _sums(codes, starts, code_weights(), weights)
+        shift = shifts(weights, log_kept)
     out = np.empty((rows, k), np.float32)
-    _log_cubes(codes, starts, LOG_CUBES, shift, out)
+    _spread(codes, starts, code_logs(), shift, out)
     return out
 
 
@@ -72,20 +72,17 @@ def _ids(first: Bytes, rest: Uint32s, starts: Int64s, of_rank: Int64s, out: Int6
     return bool(done == large)
 
 
-# Sums of whole numbers below 2⁵³ are exact in any order, so they may be added side by side.
-@njit(nogil=True, cache=True, boundscheck=False, fastmath={"reassoc"})
-def _cubes(codes: Bytes, starts: Int64s, out: Int64s) -> None:
+@_compiled
+def _sums(codes: Bytes, starts: Int64s, weights: Int64s, out: Int64s) -> None:
     for row in range(len(starts) - 1):
-        held = codes[starts[row] : starts[row + 1]]
-        total = np.float64(0)
+        held, total = codes[starts[row] : starts[row + 1]], np.int64(0)
         for i in range(len(held)):
-            code = np.float32(held[i])
-            total += np.float64(code * code * code)  # at most 255³, which float32 holds
-        out[row] = np.int64(total)
+            total += weights[held[i]]
+        out[row] = total
 
 
 @_compiled
-def _log_cubes(codes: Bytes, starts: Int64s, logs: Floats, shifts: Floats, out: Floats) -> None:
+def _spread(codes: Bytes, starts: Int64s, logs: Floats, shifts: Floats, out: Floats) -> None:
     for row in range(len(starts) - 1):
         held, found, shift = codes[starts[row] : starts[row + 1]], out[row], shifts[row]
         for i in range(len(held)):

@@ -8,16 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from softlabels.codecs.curves import WEIGHT_BITS, code_logs, code_weights
 from softlabels.codecs.ranks import LARGE, beyond
 
 Bytes = NDArray[np.uint8]
 Int64s = NDArray[np.int64]
 Uint32s = NDArray[np.uint32]
 Floats = NDArray[np.float32]
-
-with np.errstate(divide="ignore"):
-    LOG_CUBES = (3 * np.log(np.arange(256))).astype(np.float32)
-
 
 # Rows whose temporaries stay in cache: twice as fast as all rows at once.
 _ROWS = 2048
@@ -66,22 +63,22 @@ def ranks(first: Bytes, rest: Uint32s, starts: Int64s, k: int, *, classes: int) 
 
 
 def log_probs(codes: Bytes, starts: Int64s, k: int, log_kept: NDArray[np.float64] | None) -> Floats:
-    """Logs of the codes' cubes, (N, k), −∞ where unused; scaled to sum to exp(log_kept), (N,)."""
+    """Logs of the codes' values, (N, k), −∞ where unused; scaled to sum to exp(log_kept), (N,)."""
     out = np.empty((len(starts) - 1, k), np.float32)
     for rows in _blocks(len(out)):
         bounds = starts[rows.start : rows.stop + 1]
         padded, _ = _rows(codes[bounds[0] : bounds[-1]], bounds, k)
-        np.take(LOG_CUBES, padded.astype(np.intp), out=out[rows], mode="clip")
+        wide = padded.astype(np.intp)
+        np.take(code_logs(), wide, out=out[rows], mode="clip")
         if log_kept is not None:
-            wide = padded.astype(np.int32)
-            cubes = (wide * wide * wide).sum(1, dtype=np.int64)
-            out[rows] += shifts(cubes, log_kept[rows])[:, None]
+            weights = np.take(code_weights(), wide, mode="clip").sum(1)
+            out[rows] += shifts(weights, log_kept[rows])[:, None]
     return out
 
 
-def shifts(cubes: Int64s, log_kept: NDArray[np.float64]) -> Floats:
-    """What makes the logs of cubes that sum to `cubes` log-probs that sum to exp(log_kept)."""
-    return (log_kept - np.log(np.maximum(cubes, 1))).astype(np.float32)
+def shifts(weights: Int64s, log_kept: NDArray[np.float64]) -> Floats:
+    """What makes the logs of values of these weights log-probs that sum to exp(log_kept)."""
+    return (log_kept - np.log(np.maximum(weights, 1) / 2.0**WEIGHT_BITS)).astype(np.float32)
 
 
 def _blocks(rows: int) -> Iterator[slice]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from softlabels.codecs.curves import WEIGHT_BITS, code_logs, code_weights
 from softlabels.codecs.ranks import LARGE, beyond
-from softlabels.codecs.unpack_numpy import LOG_CUBES
 
 
 def ids(first: Tensor, rest: Tensor, starts: Tensor, k: int, *, of_rank: Tensor) -> Tensor:
@@ -25,10 +25,10 @@ def ids(first: Tensor, rest: Tensor, starts: Tensor, k: int, *, of_rank: Tensor)
 def log_probs(codes: Tensor, starts: Tensor, k: int, log_kept: Tensor | None) -> Tensor:
     """See `unpack_numpy.log_probs`."""
     padded = _spread(codes.long(), _used(starts, k))
-    out = torch.from_numpy(LOG_CUBES).to(codes.device)[padded]
+    out = torch.from_numpy(code_logs()).to(codes.device)[padded]
     if log_kept is not None:
-        cubes = (padded**3).sum(1).clamp_(min=1)
-        out += (log_kept - cubes.double().log()).float().unsqueeze(1)
+        weights = torch.from_numpy(code_weights()).to(codes.device)[padded].sum(1).clamp_(min=1)
+        out += (log_kept - (weights.double() / 2.0**WEIGHT_BITS).log()).float().unsqueeze(1)
     return out
 
 

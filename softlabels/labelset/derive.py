@@ -65,13 +65,13 @@ def derive(
         raise LabelSetError(
             f"{labels.root} is unfinished; run the `softlabels precompute` that began it again"
         )
-    if labels.codec.to_json()["name"] == "sampled":
+    if labels.plan.codec["name"] == "sampled":
         raise InputError(
             f"{labels.root} is sampled: a part of unbiased weights is biased, and no other codec "
             "writes weights; label again with another selection"
         )
     kept = _entries(labels.plan, codec, k)
-    name = labels.codec.to_json()["name"] if codec is None else codecs.preset(codec).codec
+    name = str(labels.plan.codec["name"]) if codec is None else codecs.preset(codec).codec
     if name == "lossless" and labels.codec.logits_dtype is None:
         raise InputError(
             f"{labels.root} is written with the codec {labels.plan.codec['name']}, which does not "

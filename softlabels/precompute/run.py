@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from types import NoneType
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -71,7 +72,8 @@ def precompute(
         teacher: a causal LM's Hub name or folder, a transformers model, or a teacher (see
             `softlabels.teachers`).
         out: a folder, new, empty or from an earlier run.
-        selection: which classes are kept; `TopK(64)` by default, `TopK(8)` for the codec "tiny".
+        selection: which classes are kept; the plan's when resuming without a codec, else
+            `TopK(64)`, `TopK(8)` for the codec "tiny", or all of fewer classes.
         column: what is labelled: text, chat messages, or ready token ids, by its type.
         key: the column that names samples, string or integer, unique; row numbers by default.
         max_length: tokens in a record at most.
@@ -109,8 +111,7 @@ def precompute(
     root = Path(out)
     check_directory(root)
     preset = codecs.preset(codecs.DEFAULT if codec is None else codec)
-    selection = TopK(preset.k) if selection is None else selection
-    if not isinstance(selection, TopK):
+    if not isinstance(selection, (TopK, NoneType)):
         raise InputError(f"selection is {selection!r}; expected softlabels.TopK(k)")
     if isinstance(temperatures, (str, bytes)) or not isinstance(temperatures, Sequence):
         raise InputError(f"temperatures is {temperatures!r}; expected a list of numbers")
@@ -136,8 +137,11 @@ def precompute(
             "pass data with random access"
         )
     known = resolve(teacher)
-    _check_before_loading(known, selection, preparation, temperatures)
     earlier = plans.earlier(root)
+    if selection is None:
+        k = earlier.selection.k if earlier and codec is None else preset.k
+        selection = TopK(min(k, known.classes))
+    _check_before_loading(known, selection, preparation, temperatures)
     check_writable(root)
     with shown(progress) as report:
         plan = Plan(

@@ -34,13 +34,18 @@ def oracle(positions: list[Position], k: int) -> tuple[float, float]:
     for entries in positions:
         used = [(index, value) for index, value in entries if value > -math.inf]
         ids += [index for index, _ in used]
-        of_entries = [
-            min(255, max(1, round(scale * math.exp(value) ** (1 / 3)))) for _, value in used
-        ]
+        of_entries = [code_of(value, scale) for _, value in used]
         floors.append(min(of_entries, default=0))
         codes += [code - floors[-1] for code in of_entries]
     count = max(1, len(positions))
     return set_bits(ids, count) / 8, (bits(codes) + bits(floors)) / 8 / count
+
+
+def code_of(log_prob: float, scale: int) -> int:
+    root = scale * math.exp(log_prob) ** (1 / 3)
+    if root >= 2.5:
+        return 32 + round(root)
+    return 35 + max(-34, round(log_prob - 3 * math.log(3 / scale)))
 
 
 def set_bits(ids: list[int], positions: int) -> float:
@@ -75,7 +80,7 @@ def middle_of_a_cell(code: int, scale: int) -> float:
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[list[Position], int]:
     k = draw(st.integers(1, 6))
-    values = st.integers(1, scale_of(k)).map(lambda code: middle_of_a_cell(code, scale_of(k)))
+    values = st.integers(3, scale_of(k)).map(lambda code: middle_of_a_cell(code, scale_of(k)))
     values |= st.just(-math.inf) | st.just(-60.0)  # unused, and far below the smallest cell
     positions = draw(
         st.lists(

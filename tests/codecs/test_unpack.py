@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import softlabels as sl
 from softlabels.codecs import Compact, Lossless, unpack_numba, unpack_numpy, unpack_torch
+from softlabels.codecs.curves import code_logs
 from softlabels.codecs.idtable import IdTable
 from softlabels.codecs.ranks import Gaps
 from softlabels.errors import CorruptShardError
@@ -68,7 +69,8 @@ def test_every_engine_gives_equal_log_probs(
     given_: tuple[list[list[int]], int], scaled: bool
 ) -> None:
     rows, k = given_
-    codes = np.asarray([1 + gap % 255 for row in rows for gap in row], np.uint8)
+    # Of a likeliest class, code 20 and more.
+    codes = np.asarray([20 + gap % 235 for row in rows for gap in row], np.uint8)
     starts = np.cumsum([0, *map(len, rows)])
     kept = -np.random.default_rng(1).random(len(rows)) if scaled else None
     found = [
@@ -78,11 +80,18 @@ def test_every_engine_gives_equal_log_probs(
     assert np.array_equal(found[0], found[1])
     assert np.array_equal(found[0], found[2])
     for row, position in enumerate(rows):
-        exact = 3 * np.log([1 + gap % 255 for gap in position])
+        exact = code_logs()[[20 + gap % 235 for gap in position]].astype(np.float64)
         if kept is not None and len(position):
             exact += kept[row] - np.log(np.exp(exact).sum())
         assert np.allclose(found[0][row, : len(position)], exact, atol=1e-5)
         assert (found[0][row, len(position) :] == -np.inf).all()
+
+
+def test_codes_ascend_by_a_nat_and_then_by_cube_roots() -> None:
+    logs = code_logs()
+    assert logs[0] == -np.inf
+    assert np.allclose(np.diff(logs[1:36]), 1)
+    assert np.allclose(np.exp(logs[35:] / 3), np.arange(3, 224))
 
 
 @pytest.mark.parametrize("engine", ENGINES)

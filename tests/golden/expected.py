@@ -51,11 +51,15 @@ def _packed(golden: PackedSet, labels: list[Position]) -> dict[str, Any]:
             x = tails / 256
             mass = np.sin(np.pi / 2 * x**2 * (3 - 2 * x)) ** 2
             log_tails = np.log(mass)
-            log_probs = 3 * np.log(codes / codec["scale"])
+            logs = np.where(
+                codes >= 35, 3 * np.log(np.maximum(codes - 32, 3)), 3 * np.log(3) + codes - 35.0
+            )
+            whole = np.sum(np.exp(logs), axis=1, where=used)
+            log_probs = logs - np.log(np.maximum(whole, codec["scale"] ** 3))[:, None]
             if 1.0 in codec["temperatures"]:
                 kept = np.log(1 - mass[:, codec["temperatures"].index(1.0)])
-                sums = np.log(np.sum(codes**3, axis=1, where=used))
-                log_probs = 3 * np.log(codes) - sums[:, None] + kept[:, None]
+                sums = np.log(np.sum(np.exp(logs), axis=1, where=used))
+                log_probs = logs - sums[:, None] + kept[:, None]
         elif codec["name"] == "lossless":
             log_tails = tails.astype(np.float32)
             logits = (np.maximum(codes, 0) << 16).astype(np.uint32).view(np.float32)

@@ -34,7 +34,7 @@ GOLDEN: dict[str, GoldenSet] = {**SETS, **PACKED}
 DIGESTS = {
     "1.0-draft-plain": "90706aa59d4fc76b51b90110f12deb2deecae54d953c236cee82893c21e38d63",
     "1.0-draft-plain-bare": "b631df91c38ebbd4efa9219d43c6fe988f447a4d9247257b7427146bb522e77c",
-    "1.0-draft-compact": "bd10349facb5e1c78e55ab0f0355920599fc8f05ef1a772120ba701f67962be6",
+    "1.0-draft-compact": "7ecf732776ab8b154a8d6e6888c637cb76a965f5906b1e0c140f6ab64027f660",
     "1.0-draft-compact-bare": "cc0e9e9c3588c6622085113947c24c0535280058a4f6ca1ff89eaba87797d171",
     "1.0-draft-lossless": "973091e38a30dda22b02633dbb34cf172085f06788c54fb03b450ede71aae505",
     "1.0-draft-sampled": "342400bbc9c3490df1dab31dee991791dc064bd4dd33f226dbc86fe61aedd04c",

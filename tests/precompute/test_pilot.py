@@ -128,3 +128,15 @@ def test_tiny_means_eight_entries_where_no_selection_is_given(
     assert precompute(tmp_path / "three", codec="tiny").plan.selection.k == 3
     with pytest.raises(sl.errors.InputError, match=r"sampled.*TopK.*lossless"):
         precompute(tmp_path / "none", codec="sampled")
+
+
+def test_a_run_begun_as_tiny_goes_on_without_being_told_again(
+    tmp_path: Path, precompute: Precompute
+) -> None:
+    precompute(tmp_path / "set", codec="tiny", selection=None)
+    again = precompute(tmp_path / "set", codec=None, selection=None)
+    assert again.plan.selection.k == 8
+
+
+def test_by_default_all_of_few_classes_are_kept(tmp_path: Path, precompute: Precompute) -> None:
+    assert precompute(tmp_path / "set", codec=None, selection=None).plan.selection.k == 16
