@@ -129,14 +129,12 @@ class Needs:
         k: entries at a position, at most.
         temperatures: one log tail a position for each.
         logits_known: whether there are logsumexps.
-        dtype: that the teacher computes in, as torch names it; None where it is not known.
     """
 
     classes: int
     k: int
     temperatures: tuple[float, ...]
     logits_known: bool = True
-    dtype: str | None = None
 
 
 def resolve(name: str, needs: Needs, *, pilot: Callable[[], SoftLabels]) -> Codec:
@@ -160,9 +158,7 @@ def resolve(name: str, needs: Needs, *, pilot: Callable[[], SoftLabels]) -> Code
     codec: Packed
     table = IdTable.count(needs.classes, labels.ids[labels.log_probs > -torch.inf].numpy())
     if name == "lossless":
-        codec = Lossless(
-            needs.classes, needs.k, needs.temperatures, table, dtype=_dtype(labels, needs)
-        )
+        codec = Lossless(needs.classes, needs.k, needs.temperatures, table, dtype=_dtype(labels))
     elif name == "compact":
         codec = Compact(
             needs.classes,
@@ -177,12 +173,11 @@ def resolve(name: str, needs: Needs, *, pilot: Callable[[], SoftLabels]) -> Code
     return codec.trained(labels) if len(labels) else codec
 
 
-def _dtype(labels: SoftLabels, needs: Needs) -> str:
-    """The narrowest dtype that holds the teacher's logits."""
+def _dtype(labels: SoftLabels) -> str:
+    """What the teacher gives its logits in; where it is not known float32, which holds them all."""
     found = {dtype: name for name, dtype in DTYPES.items()}
-    if len(labels) and labels.logits is not None:
-        return found[labels.logits.dtype]
-    return needs.dtype if needs.dtype in DTYPES else "float32"
+    seen = None if labels.logits is None or not len(labels) else labels.logits.dtype
+    return found.get(seen, "float32") if seen else "float32"
 
 
 def from_json(data: Mapping[str, Any]) -> Codec:

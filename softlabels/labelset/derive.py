@@ -137,7 +137,6 @@ def _plan(labels: LabelSet, name: str, k: int, root: Path) -> Plan:
         k=k,
         temperatures=plan.temperatures,
         logits_known=plan.teacher.logits_known,
-        dtype=plan.teacher.dtype,
     )
     made = codecs.resolve(name, needs, pilot=lambda: _sample(labels, k))
     return plan.model_copy(update={"codec": made.to_json()})

@@ -324,7 +324,7 @@ class LabelSet:
         """Number, key, part and view of each record that has a key."""
         key_type = self.plan.data.key_type
         wanted = str if key_type == "string" else (int, np.integer)
-        if not isinstance(key, wanted):
+        if not isinstance(key, wanted) or isinstance(key, bool):
             raise JoinError(
                 f"key {quoted(key)} is a {type(key).__name__}; keys of this set are {key_type}"
             )

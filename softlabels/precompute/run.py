@@ -289,6 +289,5 @@ def _codec(
         k=plan.selection.k,
         temperatures=plan.temperatures,
         logits_known=plan.teacher.logits_known,
-        dtype=plan.teacher.dtype,
     )
     return codecs.resolve(name or codecs.DEFAULT, needs, pilot=sample).to_json()

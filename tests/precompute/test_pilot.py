@@ -140,3 +140,24 @@ def test_a_run_begun_as_tiny_goes_on_without_being_told_again(
 
 def test_by_default_all_of_few_classes_are_kept(tmp_path: Path, precompute: Precompute) -> None:
     assert precompute(tmp_path / "set", codec=None, selection=None).plan.selection.k == 16
+
+
+def test_a_stream_s_logits_are_kept_whatever_dtype_its_teacher_computes_in(
+    tmp_path: Path, precompute: Precompute, id_rows: list[dict[str, Any]]
+) -> None:
+    class Upcasts(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.nn.Embedding(16, 16, dtype=torch.bfloat16)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.table(ids).float() * 1.1
+
+    torch.manual_seed(0)
+    module = Upcasts().eval()
+    teacher = sl.teachers.from_callable(module, name="upcasts", version="1", classes=16)
+    labels = precompute(tmp_path / "set", iter(id_rows), teacher=teacher, codec="lossless")
+    records = labels.take([0])
+    assert records.token_ids is not None
+    logits = module(torch.from_numpy(records.token_ids)[None])[0]
+    assert torch.equal(records.labels.logits, logits.gather(-1, records.labels.ids))
