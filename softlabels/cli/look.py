@@ -149,14 +149,15 @@ def show_record(
         following = [*tokens[1:], int(records.next_ids[0])]
     assert found.mask is not None
     shown, rest = window.of(found.mask)
+    used = found.log_probs > -math.inf
     lines = [
         {
             "position": t,
             "token": None if tokens is None else tokens[t],
             "next": None if following is None or following[t] < 0 else following[t],
             "next_log_prob": _number(found.hard_log_probs, t),
-            "ids": found.ids[t][found.log_probs[t] > -math.inf][: window.top].tolist(),
-            "log_probs": found.log_probs[t][found.log_probs[t] > -math.inf][: window.top].tolist(),
+            "ids": found.ids[t][used[t]][: window.top].tolist(),
+            "log_probs": found.log_probs[t][used[t]][: window.top].tolist(),
             "logsumexp": _number(found.logsumexp, t),
             "log_tails": [] if found.log_tails is None else found.log_tails[t].tolist(),
         }

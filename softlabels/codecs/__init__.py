@@ -175,9 +175,10 @@ def resolve(name: str, needs: Needs, *, pilot: Callable[[], SoftLabels]) -> Code
 
 def _dtype(labels: SoftLabels) -> str:
     """What the teacher gives its logits in; where it is not known float32, which holds them all."""
-    found = {dtype: name for name, dtype in DTYPES.items()}
-    seen = None if labels.logits is None or not len(labels) else labels.logits.dtype
-    return found.get(seen, "float32") if seen else "float32"
+    if labels.logits is None or not len(labels):
+        return "float32"
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    return names.get(labels.logits.dtype, "float32")
 
 
 def from_json(data: Mapping[str, Any]) -> Codec:

@@ -128,18 +128,7 @@ def _plan(labels: LabelSet, name: str, k: int, root: Path) -> Plan:
             "derived_from": (*labels.plan.derived_from, origin),
         }
     )
-    earlier = plans.earlier(root)
-    if earlier is not None:
-        same = earlier.codec.get("name") == name
-        return plan.model_copy(update={"codec": earlier.codec if same else {"name": name}})
-    needs = codecs.Needs(
-        classes=plan.teacher.classes,
-        k=k,
-        temperatures=plan.temperatures,
-        logits_known=plan.teacher.logits_known,
-    )
-    made = codecs.resolve(name, needs, pilot=lambda: _sample(labels, k))
-    return plan.model_copy(update={"codec": made.to_json()})
+    return plans.with_codec(plan, name, plans.earlier(root), lambda: _sample(labels, k))
 
 
 def _sample(labels: LabelSet, k: int) -> SoftLabels:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from softlabels.errors import PlanMismatchError, UnsupportedFormatError, quoted
 from softlabels.inputs.prepare import Preparation
 from softlabels.inputs.sources import DataIdentity
 from softlabels.inputs.tokenizer import TokenizerIdentity
+from softlabels.labels import SoftLabels
 from softlabels.labelset import layout
 from softlabels.teachers.identity import TeacherIdentity
 
@@ -151,6 +153,29 @@ def earlier(root: Path) -> Plan | None:
     """
     path = root / layout.PLAN
     return parse(path.read_bytes(), where=str(path)) if path.is_file() else None
+
+
+def with_codec(
+    plan: Plan, name: str | None, earlier: Plan | None, pilot: Callable[[], SoftLabels]
+) -> Plan:
+    """The plan with its codec: that of an earlier run, which was made for its data, or a new one.
+
+    Args:
+        name: None for the earlier one, or the default.
+        pilot: labels a sample of the data; not asked where there is an earlier plan.
+    """
+    if earlier is not None:
+        # Another name is refused when the plans are compared.
+        same = name is None or earlier.codec.get("name") == name
+        return plan.model_copy(update={"codec": earlier.codec if same else {"name": name}})
+    needs = codecs.Needs(
+        classes=plan.teacher.classes,
+        k=plan.selection.k,
+        temperatures=plan.temperatures,
+        logits_known=plan.teacher.logits_known,
+    )
+    made = codecs.resolve(name or codecs.DEFAULT, needs, pilot=pilot)
+    return plan.model_copy(update={"codec": made.to_json()})
 
 
 def first_problem(error: ValidationError) -> str:

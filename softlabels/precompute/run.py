@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +18,6 @@ from softlabels.errors import InputError, PlanMismatchError, quoted
 from softlabels.inputs import tokenizer as tokenizers
 from softlabels.inputs.prepare import OnLong, Preparation
 from softlabels.inputs.sources import Source, open_source
-from softlabels.labels import SoftLabels
 from softlabels.labelset import plan as plans
 from softlabels.labelset import receipts
 from softlabels.labelset.manifest import Receipt
@@ -162,8 +161,7 @@ def precompute(
             or (earlier.batch_tokens if earlier else DEFAULT_BATCH_TOKENS),
         )
         name = None if codec is None else preset.codec
-        resolved = _codec(name, plan, earlier, lambda: pilot(source, plan, known))
-        plan = plan.model_copy(update={"codec": resolved})
+        plan = plans.with_codec(plan, name, earlier, lambda: pilot(source, plan, known))
         save = getattr(known.tokenizer, "save_pretrained", None)
         with begin(root, plan, save_tokenizer=save) as writer:
             tracker = Tracker(report, source.rows)
@@ -274,20 +272,3 @@ def _check_before_loading(
             f"the column holds {preparation.kind}, but the teacher has no tokenizer; give it one, "
             "or a column of token ids"
         )
-
-
-def _codec(
-    name: str | None, plan: Plan, earlier: Plan | None, sample: Callable[[], SoftLabels]
-) -> dict[str, Any]:
-    """The codec's JSON; the one of an earlier run was made for its data and stays."""
-    if earlier is not None:
-        # Another name is refused when the plans are compared; no pilot needs to run for that.
-        same = name is None or earlier.codec.get("name") == name
-        return earlier.codec if same else {"name": name}
-    needs = codecs.Needs(
-        classes=plan.teacher.classes,
-        k=plan.selection.k,
-        temperatures=plan.temperatures,
-        logits_known=plan.teacher.logits_known,
-    )
-    return codecs.resolve(name or codecs.DEFAULT, needs, pilot=sample).to_json()
