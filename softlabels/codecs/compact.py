@@ -16,7 +16,7 @@ from softlabels.codecs.frames import byte_planes, from_byte_planes
 from softlabels.codecs.packed import Packed, hard_log_probs
 from softlabels.codecs.planes import Planes
 from softlabels.codecs.ranks import less_floor, sort_entries
-from softlabels.codecs.unpack import unpack_ids, unpack_log_probs
+from softlabels.codecs.unpack import unpack_entries
 from softlabels.labels import SoftLabels
 
 Bytes = NDArray[np.uint8]
@@ -92,26 +92,24 @@ class Compact(Packed):
         log_tails = None
         if tails is not None:
             log_tails = torch.from_numpy(curves.code_log_tails().take(tails)).to(device)
+        kept = None
+        if tails is not None and 1.0 in self.temperatures:
+            kept = curves.code_log_kept().take(tails[:, self.temperatures.index(1.0)])
+        ids, log_probs = unpack_entries(codes, planes, self.k, self.table, kept, device)
         return SoftLabels(
             classes=self.classes,
-            ids=unpack_ids(planes, self.k, self.table, device),
-            log_probs=self._log_probs(codes, tails, planes, device),
+            ids=ids,
+            log_probs=log_probs if kept is not None else self._at_most_all(log_probs),
             logsumexp=logsumexp,
             log_tails=log_tails,
             temperatures=self.temperatures,
             hard_log_probs=hard,
         )
 
-    def _log_probs(
-        self, codes: Bytes, tails: Bytes | None, planes: Planes, device: torch.device
-    ) -> torch.Tensor:
-        if tails is None or 1.0 not in self.temperatures:
-            found = unpack_log_probs(codes, planes, self.k, None, device)
-            found -= float(np.float32(3 * np.log(self.scale)))
-            # Nothing says how much is kept, but it is not more than all.
-            return found - found.exp().sum(-1, keepdim=True).clamp(min=1).log()
-        kept = curves.code_log_kept().take(tails[:, self.temperatures.index(1.0)])
-        return unpack_log_probs(codes, planes, self.k, kept, device)
+    def _at_most_all(self, log_values: torch.Tensor) -> torch.Tensor:
+        """Log-probs of values of which nothing says how much they sum to, but not more than all."""
+        found = log_values - float(np.float32(3 * np.log(self.scale)))
+        return found - found.exp().sum(-1, keepdim=True).clamp(min=1).log()
 
     def own_settings(self) -> dict[str, Any]:
         return {"scale": self.scale}

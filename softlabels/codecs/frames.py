@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
 import zstandard
 from numpy.typing import NDArray
 
+from softlabels.codecs.memory import empty
 from softlabels.errors import CorruptShardError, InputError
 
 Bytes = NDArray[np.uint8]
@@ -76,8 +76,8 @@ class Frames:
         *,
         least: NDArray[np.int64],
         most: NDArray[np.int64],
-    ) -> list[Bytes]:
-        """The bytes of each frame of a binary column, checked.
+    ) -> tuple[Bytes, NDArray[np.int64]]:
+        """The bytes of every frame of a binary column, one after another, checked; and their sizes.
 
         Args:
             positions: of each record.
@@ -91,26 +91,40 @@ class Frames:
         offsets = np.frombuffer(blobs.buffers()[1], np.int32)[blobs.offset :][: len(blobs) + 1]
         data = memoryview(blobs.buffers()[2] or b"")
         contexts = self._contexts
-        short = (positions < SHORT_POSITIONS).tolist()
-        found = []
-        for (start, stop), low, high, is_short in zip(
-            pairwise(offsets.tolist()), least.tolist(), most.tolist(), short, strict=True
-        ):
-            end = max(start, stop - len(_END))
-            frame = data[start:end]
-            if data[end:stop] != _END:
+        starts, stops = offsets[:-1].tolist(), (offsets[1:] - len(_END)).tolist()
+        frames = []
+        for start, stop in zip(starts, stops, strict=True):
+            if data[max(start, stop) : stop + len(_END)] != _END:
                 raise CorruptShardError("a frame does not end as it should")
+            frames.append(data[start:stop])
+        sizes = np.asarray([_content_size(frame) for frame in frames], np.int64)
+        wrong = np.flatnonzero((sizes < least) | (sizes > most))
+        if len(wrong):
+            raise CorruptShardError(
+                f"a frame holds {sizes[wrong[0]]} bytes, its record from {least[wrong[0]]} to "
+                f"{most[wrong[0]]}"
+            )
+        out = empty((int(sizes.sum()),), np.uint8)
+        ends = np.cumsum(sizes).tolist()
+        room = out.data
+        for frame, end, size, is_short in zip(
+            frames, ends, sizes.tolist(), (positions < SHORT_POSITIONS).tolist(), strict=True
+        ):
+            reader = contexts.of_short if is_short else contexts.of_long
             try:
-                size = zstandard.frame_content_size(frame)
-                if not low <= size <= high:
-                    raise CorruptShardError(
-                        f"a frame holds {size} bytes, its record from {low} to {high}"
-                    )
-                reader = contexts.of_short if is_short else contexts.of_long
-                found.append(np.frombuffer(reader.decompress(frame), np.uint8))
+                held = reader.stream_reader(frame).readinto(room[end - size : end])
             except zstandard.ZstdError as error:
                 raise CorruptShardError(f"a frame cannot be decompressed: {error}") from None
-        return found
+            if held != size:
+                raise CorruptShardError("a frame is cut short")
+        return out, sizes
+
+
+def _content_size(frame: memoryview) -> int:
+    try:
+        return int(zstandard.frame_content_size(frame))
+    except zstandard.ZstdError as error:
+        raise CorruptShardError(f"a frame cannot be decompressed: {error}") from None
 
 
 class _Contexts:

@@ -12,7 +12,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from softlabels.codecs import engines
 from softlabels.codecs.frames import Frames, as_binary, byte_planes, from_byte_planes
+from softlabels.codecs.memory import empty
 from softlabels.codecs.ranks import LARGE, Gaps
 from softlabels.errors import CorruptShardError
 
@@ -116,63 +118,54 @@ class Layout:
             raise CorruptShardError("positions and entries contradict each other")
         ragged = entries != positions * self.k
         least = entries * (1 + self.of_entries) + positions * (self.of_positions + 4 * ragged)
-        frames = self.frames.unpack(
+        data, sizes = self.frames.unpack(
             table.column("packed").combine_chunks(),
             positions,
             least=least,
             most=least + entries * self.of_rests,
         )
-        room = _Room(self, int(entries.sum()), int(positions.sum()))
-        for frame, held, total, is_ragged in zip(
-            frames, positions.tolist(), entries.tolist(), ragged.tolist(), strict=True
-        ):
-            room.put(frame, held, total, ragged=is_ragged)
-        return room.planes(), np.append(0, np.cumsum(positions))
-
-
-class _Room:
-    """Planes of many records while they are put there one by one."""
-
-    def __init__(self, layout: Layout, entries: int, positions: int) -> None:
-        self._layout = layout
-        self._first = np.empty(entries, np.uint8)
-        self._by_entry = np.empty((layout.of_entries, entries), np.uint8)
-        self._by_position = np.empty((layout.of_positions, positions), np.uint8)
-        self._counts = np.full(positions, layout.k, np.int64)
-        self._rests = [np.empty((layout.of_rests, 0), np.uint8)]
-        self._entry = self._position = 0
-
-    def put(self, frame: Bytes, positions: int, entries: int, *, ragged: bool) -> None:
-        """A record's bytes, of which there are enough."""
-        layout = self._layout
-        inside = slice(self._position, self._position + positions)
-        held = slice(self._entry, self._entry + entries)
-        after = entries * layout.of_entries + positions * (layout.of_positions + 4 * ragged)
-        rests = len(frame) - entries - after
-        self._first[held] = frame[:entries]
-        large, over = divmod(rests, max(1, layout.of_rests))
-        if over:
+        large, over = np.divmod(sizes - least, max(1, self.of_rests))
+        if over.any():
             raise CorruptShardError("a frame holds bytes that are in no plane")
-        self._rests.append(frame[entries : entries + rests].reshape(layout.of_rests, large))
-        frame = frame[entries + rests :]
-        middle = entries * layout.of_entries
-        end = middle + positions * layout.of_positions
-        self._by_entry[:, held] = frame[:middle].reshape(layout.of_entries, entries)
-        self._by_position[:, inside] = frame[middle:end].reshape(layout.of_positions, positions)
-        if ragged:
-            counts = from_byte_planes(list(frame[end:].reshape(4, positions)))
-            if (counts > layout.k).any() or counts.sum(dtype=np.int64) != entries:
-                raise CorruptShardError("the entries of a record do not fit its positions")
-            self._counts[inside] = counts
-        self._entry, self._position = held.stop, inside.stop
+        numbers = [1, self.of_rests, self.of_entries, self.of_positions, 4]
+        lengths = np.repeat([entries, large, entries, positions, positions * ragged], numbers, 0)
+        flat = by_plane(data, lengths)
+        planes = np.split(flat, np.cumsum(lengths.sum(1))[:-1])
+        first, *rests = planes[: 1 + self.of_rests]
+        rest = from_byte_planes(rests) if rests else np.zeros((first == LARGE).sum(), np.uint32)
+        middle = 1 + self.of_rests + self.of_entries
+        return Planes(
+            gaps=Gaps(first, rest),
+            by_entry=planes[1 + self.of_rests : middle],
+            by_position=planes[middle:-4],
+            counts=self._counts(planes[-4:], ragged, positions, entries),
+        ), np.append(0, np.cumsum(positions))
 
-    def planes(self) -> Planes:
-        """All of them; unpacking finds out if a record has more or fewer large gaps than rests."""
-        if self._layout.of_rests:
-            rest = from_byte_planes(list(np.concatenate(self._rests, axis=1)))
-        else:
-            rest = np.zeros(np.count_nonzero(self._first == LARGE), np.uint32)
-        return Planes(Gaps(self._first, rest), self._by_entry, self._by_position, self._counts)
+    def _counts(
+        self, planes: Sequence[Bytes], ragged: NDArray[np.bool_], positions: Int64s, entries: Int64s
+    ) -> Int64s:
+        """Entries of each position, which a record says only where they are fewer than k."""
+        counts = np.full(int(positions.sum()), self.k, np.int64)
+        if ragged.any():
+            counts[np.repeat(ragged, positions)] = from_byte_planes(planes)
+            ends = np.append(0, np.cumsum(counts))[np.cumsum(positions)]
+            if (counts > self.k).any() or (ends != np.cumsum(entries)).any():
+                raise CorruptShardError("the entries of a record do not fit its positions")
+        return counts
+
+
+def by_plane(data: Bytes, lengths: Int64s) -> Bytes:
+    """The bytes of records, each its planes one after another, plane by plane.
+
+    Args:
+        lengths: of each plane in each record, (planes, records).
+    """
+    if lengths.shape[1] == 1:
+        return data
+    ends = np.cumsum(lengths.T).reshape(lengths.shape[::-1]).T
+    out = empty(data.shape, np.uint8)
+    engines.cpu().copy(data, (ends - lengths).ravel(), lengths.ravel(), out)
+    return out
 
 
 def join(parts: Sequence[Planes]) -> Planes:

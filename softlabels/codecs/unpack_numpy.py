@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softlabels.codecs.curves import WEIGHT_BITS, code_logs, code_weights
+from softlabels.codecs.memory import empty
 from softlabels.codecs.ranks import LARGE, beyond
 
 Bytes = NDArray[np.uint8]
@@ -18,6 +19,13 @@ Floats = NDArray[np.float32]
 
 # Rows whose temporaries stay in cache: twice as fast as all rows at once.
 _ROWS = 2048
+
+
+def copy(data: Bytes, starts: Int64s, lengths: Int64s, out: Bytes) -> None:
+    """Runs of `data`, each from its start, one after another to `out`."""
+    ends = np.cumsum(lengths)
+    for start, length, end in zip(starts.tolist(), lengths.tolist(), ends.tolist(), strict=True):
+        out[end - length : end] = data[start : start + length]
 
 
 def ids(first: Bytes, rest: Uint32s, starts: Int64s, k: int, *, of_rank: Int64s) -> Int64s:
@@ -39,9 +47,23 @@ def ids(first: Bytes, rest: Uint32s, starts: Int64s, k: int, *, of_rank: Int64s)
     return out
 
 
+def entries(
+    first: Bytes,
+    rest: Uint32s,
+    codes: Bytes,
+    starts: Int64s,
+    k: int,
+    *,
+    of_rank: Int64s,
+    log_kept: NDArray[np.float64] | None,
+) -> tuple[Int64s, Floats]:
+    """`ids` and `log_probs` of the same entries."""
+    return ids(first, rest, starts, k, of_rank=of_rank), log_probs(codes, starts, k, log_kept)
+
+
 def ranks(first: Bytes, rest: Uint32s, starts: Int64s, k: int, *, classes: int) -> Int64s:
     """Ranks, (N, k), in place of ids; 0 where unused."""
-    out = np.empty((len(starts) - 1, k), np.int64)
+    out = empty((len(starts) - 1, k), np.int64)
     done = 0
     for rows in _blocks(len(out)):
         gaps = first[starts[rows.start] : starts[rows.stop]]
@@ -64,7 +86,7 @@ def ranks(first: Bytes, rest: Uint32s, starts: Int64s, k: int, *, classes: int) 
 
 def log_probs(codes: Bytes, starts: Int64s, k: int, log_kept: NDArray[np.float64] | None) -> Floats:
     """Logs of the codes' values, (N, k), −∞ where unused; scaled to sum to exp(log_kept), (N,)."""
-    out = np.empty((len(starts) - 1, k), np.float32)
+    out = empty((len(starts) - 1, k), np.float32)
     for rows in _blocks(len(out)):
         bounds = starts[rows.start : rows.stop + 1]
         padded, _ = _rows(codes[bounds[0] : bounds[-1]], bounds, k)

@@ -109,18 +109,18 @@ def read(path: Path, *, classes: int, name: str) -> Iterator[Probes]:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group)
             count = len(table)
-            planes = Frames().unpack(
+            data, _ = Frames().unpack(
                 table["logits"].combine_chunks(),
                 np.full(count, SHORT_POSITIONS),
                 least=np.full(count, classes * width),
                 most=np.full(count, classes * width),
             )
-            raw = np.stack([plane.reshape(width, classes).T for plane in planes])
-            logits = torch.from_numpy(np.ascontiguousarray(raw)).view(DTYPES[found])
+            raw = data.reshape(count, width, classes).transpose(0, 2, 1).reshape(count, -1)
+            logits = torch.from_numpy(raw).view(DTYPES[found])
             yield Probes(
                 table["record"].to_numpy(),
                 table["position"].to_numpy().astype(np.int64),
-                logits.view(count, classes),
+                logits,
             )
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise CorruptShardError(f"{name}: it cannot be read ({error})") from None

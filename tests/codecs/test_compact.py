@@ -18,8 +18,15 @@ from hypothesis import strategies as st
 
 import softlabels as sl
 from softlabels import SoftLabels, codecs
-from softlabels.codecs import Compact, curves, packed, unpack_numba, unpack_numpy, unpack_torch
-from softlabels.codecs import unpack as unpacking
+from softlabels.codecs import (
+    Compact,
+    curves,
+    engines,
+    packed,
+    unpack_numba,
+    unpack_numpy,
+    unpack_torch,
+)
 from softlabels.codecs.idtable import IdTable
 from softlabels.errors import CorruptShardError, InputError, UnsupportedFormatError
 
@@ -162,10 +169,10 @@ def test_the_largest_gap_that_there_can_be_comes_back(classes: int) -> None:
 @given(cases())
 @settings(deadline=None, max_examples=30)
 def test_compiled_and_plain_unpacking_give_equal_arrays(case: Case) -> None:
-    assert unpacking.engine() is unpack_numba, "numba belongs to the test extra"
+    assert engines.cpu() is unpack_numba, "numba belongs to the test extra"
     compiled, _ = case.codec.decode(case.table)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(unpacking, "engine", lambda: unpack_numpy)
+        patch.setattr(engines, "cpu", lambda: unpack_numpy)
         patch.setattr(unpack_numpy, "_ROWS", 7)  # blocks that end anywhere
         plain, _ = case.codec.decode(case.table)
     assert torch.equal(compiled.ids, plain.ids)

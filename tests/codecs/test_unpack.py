@@ -79,6 +79,14 @@ def test_every_engine_gives_equal_log_probs(
     ]
     assert np.array_equal(found[0], found[1])
     assert np.array_equal(found[0], found[2])
+    flat = Gaps.of(np.asarray([gap for row in rows for gap in row], np.uint32))
+    of_rank = np.random.default_rng(0).permutation(1 << 19)
+    for engine in (unpack_numpy, unpack_numba):
+        ids, log_probs = engine.entries(
+            flat.first, flat.rest, codes, starts, k, of_rank=of_rank, log_kept=kept
+        )
+        assert np.array_equal(ids, slow_ids(rows, k, of_rank)), engine.__name__
+        assert np.array_equal(log_probs, found[0]), engine.__name__
     for row, position in enumerate(rows):
         exact = code_logs()[[20 + gap % 235 for gap in position]].astype(np.float64)
         if kept is not None and len(position):
