@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,25 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from softlabels import SoftLabels, TopK, selection
+from softlabels import SoftLabels, TopK
 from softlabels.errors import InputError
-from softlabels.selection import block_top, top_k
+from softlabels.selection import reduce_numba, reduce_torch
+from softlabels.selection import top_k as selecting
+from softlabels.selection.reduce_torch import block_top, top_k
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 # log-sums of up to some thousand terms of order ten, in float32
 ATOL = 1e-5
+
+
+@pytest.fixture(scope="module", autouse=True, params=[reduce_torch, reduce_numba])
+def engine(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """Every test sees both; numba's is what is chosen."""
+    assert selecting.on_cpu()[0] is reduce_numba.reduce
+    chosen = selecting.on_cpu
+    selecting.on_cpu = lambda: (request.param.reduce, 1 << 22)
+    yield request.param
+    selecting.on_cpu = chosen
 
 
 @pytest.fixture
@@ -184,12 +197,12 @@ def test_a_small_kept_mass_can_be_read_back_from_the_tail() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 2, 3, 5])
 def test_in_how_many_rows_at_a_time_changes_no_bit(
-    rows: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    rows: int, dtype: torch.dtype, engine: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     classes, hard = 50_001, torch.tensor([4, -1, 0, 7, -1, 50_000, 3])
     logits = normal(7, classes).to(dtype)
     whole = TopK(8)(logits, hard, temperatures=(1.0, 2.0, 3.0))
-    monkeypatch.setattr(selection, "_CACHED_BYTES", rows * classes * 4)
+    monkeypatch.setattr(selecting, "on_cpu", lambda: (engine.reduce, rows * classes * 4))
     parts = TopK(8)(logits, hard, temperatures=(1.0, 2.0, 3.0))
     for name in ("ids", "log_probs", "logsumexp", "log_tails", "hard_log_probs"):
         a, b = getattr(whole, name).numpy(), getattr(parts, name).numpy()

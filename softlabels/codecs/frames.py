@@ -10,8 +10,8 @@ import pyarrow as pa
 import zstandard
 from numpy.typing import NDArray
 
-from softlabels.codecs.memory import empty
 from softlabels.errors import CorruptShardError, InputError
+from softlabels.memory import empty
 
 Bytes = NDArray[np.uint8]
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from softlabels.codecs import engines
 from softlabels.codecs.frames import Frames, as_binary, byte_planes, from_byte_planes
-from softlabels.codecs.memory import empty
 from softlabels.codecs.ranks import LARGE, Gaps
 from softlabels.errors import CorruptShardError
+from softlabels.memory import empty
 
 Bytes = NDArray[np.uint8]
 Int64s = NDArray[np.int64]

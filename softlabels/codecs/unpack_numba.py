@@ -9,7 +9,6 @@ from numba import njit
 from numpy.typing import NDArray
 
 from softlabels.codecs.curves import code_logs, code_weights
-from softlabels.codecs.memory import empty
 from softlabels.codecs.ranks import LARGE, beyond
 from softlabels.codecs.unpack_numpy import (
     Bytes,
@@ -19,6 +18,7 @@ from softlabels.codecs.unpack_numpy import (
     ranks,
     shifts,
 )
+from softlabels.memory import empty
 
 __all__ = ["copy", "entries", "ids", "log_probs", "ranks"]
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softlabels.codecs.curves import WEIGHT_BITS, code_logs, code_weights
-from softlabels.codecs.memory import empty
 from softlabels.codecs.ranks import LARGE, beyond
+from softlabels.memory import empty
 
 Bytes = NDArray[np.uint8]
 Int64s = NDArray[np.int64]

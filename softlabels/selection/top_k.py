@@ -1,0 +1,124 @@
+"""TopK: the k largest logits of every position, and what the others sum to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from softlabels.errors import InputError
+from softlabels.labels import SoftLabels
+from softlabels.selection import reduce_torch
+
+# A block of float32 rows that stays in a CPU's cache between the passes over it
+# (benchmarks/bench_selection.py); on an accelerator all rows go at once.
+_CACHED_BYTES = 4 << 20
+# Where each thread takes a row by itself: enough rows for every one of them.
+_SHARED_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Keep the k largest logits, in descending logit, equal ones by ascending id.
+
+    Args:
+        k: how many classes to keep, at least 1 and at most the number of classes.
+    """
+
+    k: int
+    name: ClassVar[str] = "top_k"
+    algorithm: ClassVar[str] = "block-max/1; ties by ascending id"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.k, int) or isinstance(self.k, bool) or self.k < 1:
+            raise InputError(f"TopK: k is {self.k!r}; it must be a whole number, at least 1")
+
+    def check_classes(self, classes: int) -> None:
+        """Raise `InputError` when a teacher of so many classes cannot give k of them."""
+        if self.k > classes:
+            raise InputError(
+                f"k = {self.k} is more than the teacher's {classes} classes; "
+                f"choose k between 1 and {classes}"
+            )
+
+    @torch.no_grad()
+    def __call__(
+        self, logits: Tensor, hard_labels: Tensor, *, temperatures: Sequence[float]
+    ) -> SoftLabels:
+        """Reduce logits to labels, in float32 whatever their dtype.
+
+        Args:
+            logits: float, shape (N, V). −inf forbids a class; NaN and +inf are not checked here.
+            hard_labels: int64, shape (N,); −1 where there is none.
+            temperatures: where the log tail mass is computed.
+
+        Returns:
+            batch shape (N,), on the logits' device.
+
+        Raises:
+            InputError: shapes that do not fit, k > V, or a temperature that is not positive.
+        """
+        self._check(logits, hard_labels, temperatures)
+        classes = logits.shape[-1]
+        # Every value of a narrower dtype is a float32, and turns back into the same bits.
+        narrow = logits.dtype if logits.dtype.itemsize <= 4 else torch.float32
+        at = sorted({1.0, *temperatures}, reverse=True)
+        values, ids, rest_max, sums = _reduce(logits, self.k, at)
+        # log Σ_{j ∉ K} exp(z_j / T), and the same over K
+        unkept = sums.log() + torch.stack([rest_max / t for t in at], -1)
+        kept = torch.stack([torch.logsumexp(values / t, -1) for t in at], -1)
+        # unkept − total would lose a small kept mass, which is read back as 1 − tail.
+        tails = logsigmoid(unkept - kept)
+        one = at.index(1.0)
+        logsumexp = torch.logaddexp(unkept[:, one], kept[:, one])
+        hard = logits.gather(-1, hard_labels.clamp(min=0).unsqueeze(-1)).squeeze(-1).float()
+        return SoftLabels(
+            ids=ids,
+            log_probs=values - logsumexp.unsqueeze(-1),
+            logits=values.to(narrow),
+            logsumexp=logsumexp,
+            log_tails=tails[:, [at.index(t) for t in temperatures]] if temperatures else None,
+            temperatures=tuple(temperatures),
+            hard_log_probs=(hard - logsumexp).masked_fill(hard_labels < 0, math.nan),
+            classes=classes,
+        )
+
+    def _check(self, logits: Tensor, hard_labels: Tensor, temperatures: Sequence[float]) -> None:
+        if logits.ndim != 2 or hard_labels.shape != logits.shape[:1]:
+            raise InputError(
+                f"TopK: logits have shape {tuple(logits.shape)} and hard_labels "
+                f"{tuple(hard_labels.shape)}; expected (N, V) and (N,)"
+            )
+        self.check_classes(logits.shape[-1])
+        for temperature in temperatures:
+            if not 0 < temperature < math.inf:
+                raise InputError(f"temperature {temperature} is not a positive number")
+
+
+def _reduce(
+    logits: Tensor, k: int, temperatures: Sequence[float]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`reduce_torch.reduce` of logits of any dtype, a block of rows at a time."""
+    reduce, block_bytes = reduce_torch.reduce, math.inf
+    if logits.device.type == "cpu":
+        reduce, block_bytes = on_cpu()
+    rows = int(max(1, min(len(logits), block_bytes // (4 * logits.shape[-1]))))
+    parts = [reduce(block.float(), k, temperatures) for block in logits.split(rows)]
+    values, ids, rest_max, sums = (torch.cat(each) for each in zip(*parts, strict=True))
+    return values, ids, rest_max, sums
+
+
+@cache
+def on_cpu() -> tuple[Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]], int]:
+    """What reduces on a CPU, and how many bytes of float32 at a time."""
+    try:
+        from softlabels.selection import reduce_numba
+    except (ImportError, RuntimeError):  # not installed, or nowhere to keep what it compiles
+        return reduce_torch.reduce, _CACHED_BYTES
+    return reduce_numba.reduce, _SHARED_BYTES
