@@ -5,12 +5,14 @@ from softlabels.labels import SoftLabels
 from softlabels.labelset.derive import derive
 from softlabels.labelset.reader import LabelSet
 from softlabels.loading.loader import Loader, loader
+from softlabels.precompute.forecast import Forecast, plan
 from softlabels.precompute.run import precompute
 from softlabels.selection import TopK
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Forecast",
     "LabelSet",
     "Loader",
     "SoftLabels",
@@ -19,6 +21,7 @@ __all__ = [
     "errors",
     "loader",
     "losses",
+    "plan",
     "precompute",
     "teachers",
 ]

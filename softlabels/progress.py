@@ -1,12 +1,33 @@
-"""What a running job tells: tokens a second, time left, bytes written."""
+"""What a running job tells: speed, time left, size, and whether its teacher is sound."""
 
 from __future__ import annotations
 
+import json
+import math
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the labels of a batch show of their teacher.
+
+    Attributes:
+        positions: labelled.
+        mass: Σ over them of the probability of the classes kept, at T = 1.
+        nats: Σ of −log p(hard label), over the positions that have one.
+        judged: how many have one.
+    """
+
+    positions: int
+    mass: float
+    nats: float
+    judged: int
 
 
 @dataclass(frozen=True)
@@ -14,13 +35,15 @@ class Progress:
     """A running job at one moment.
 
     Attributes:
-        units, source_rows: finished so far, those of earlier runs included.
+        units, source_rows: published so far, those of earlier runs included.
         total_rows: of the source; None for a stream.
-        share: of the whole, 0 to 1, the unit in work included; None for a stream.
+        share: of the whole, 0 to 1, what is labelled and not yet published included; None for a
+            stream.
         tokens: labelled by this run.
-        bytes: written by this run.
+        bytes, written_positions: published by this run.
         seconds: since labelling began.
         skipped_rows: finished by earlier runs.
+        seen: the sums over this run's batches.
     """
 
     units: int = 0
@@ -29,8 +52,10 @@ class Progress:
     share: float | None = None
     tokens: int = 0
     bytes: int = 0
+    written_positions: int = 0
     seconds: float = 0.0
     skipped_rows: int = 0
+    seen: Seen = Seen(0, 0.0, 0.0, 0)
 
     @property
     def tokens_per_s(self) -> float:
@@ -45,74 +70,173 @@ class Progress:
         done = self.share - self.skipped_rows / self.total_rows
         return self.seconds * (1 - self.share) / done if done > 0 else None
 
+    @property
+    def mass_kept(self) -> float | None:
+        """Mean probability, at a position, of the classes kept; None before any."""
+        return self.seen.mass / self.seen.positions if self.seen.positions else None
+
+    @property
+    def bytes_per_position(self) -> float | None:
+        """Of the shards published by this run; None before any."""
+        return self.bytes / self.written_positions if self.written_positions else None
+
+    @property
+    def perplexity(self) -> float | None:
+        """exp of the mean −log p(hard label) in this run; None before any.
+
+        Near the number of classes, or above it, the teacher is broken or the text is not its own.
+        """
+        if not self.seen.judged:
+            return None
+        try:
+            return math.exp(self.seen.nats / self.seen.judged)
+        except OverflowError:
+            return math.inf
+
+    def to_json(self) -> dict[str, int | float | None]:
+        """The fields of a line of the log; what is not known (yet) is null.
+
+        Returns:
+            share, source_rows, total_rows, units, skipped_rows, tokens, bytes, seconds: as the
+            attributes. positions: labelled by this run. tokens_per_s, mass_kept,
+            bytes_per_position, perplexity: as the properties, an infinite perplexity as the largest
+            float, because JSON has no infinity. eta_s: seconds left.
+        """
+        fields = {
+            "share": self.share,
+            "source_rows": self.source_rows,
+            "total_rows": self.total_rows,
+            "units": self.units,
+            "skipped_rows": self.skipped_rows,
+            "tokens": self.tokens,
+            "positions": self.seen.positions,
+            "tokens_per_s": self.tokens_per_s,
+            "eta_s": self.seconds_left,
+            "mass_kept": self.mass_kept,
+            "bytes": self.bytes,
+            "bytes_per_position": self.bytes_per_position,
+            "perplexity": self.perplexity,
+            "seconds": self.seconds,
+        }
+        return {name: _for_json(value) for name, value in fields.items()}
+
     def __str__(self) -> str:
         rows = f"{self.source_rows:,}" + (f"/{self.total_rows:,}" if self.total_rows else "")
-        left = self.seconds_left
-        return " · ".join(
-            [
-                f"{rows} samples",
-                f"{self.tokens:,} tokens",
-                f"{self.tokens_per_s:,.0f} tokens/s",
-                f"{_size(self.bytes)} written",
-                "ETA " + ("?" if left is None else _clock(left)),
-            ]
-        )
+        left, size = self.seconds_left, self.bytes_per_position
+        words = [
+            f"{rows} samples",
+            f"{self.tokens:,} tokens",
+            f"{self.tokens_per_s:,.0f} tokens/s",
+            "ETA " + ("?" if left is None else _clock(left)),
+            f"{_size(self.bytes)} written" + ("" if size is None else f", {size:,.0f} a position"),
+        ]
+        if self.mass_kept is not None:
+            words.append(f"mass kept {self.mass_kept:.4f}")
+        if self.perplexity is not None:
+            words.append(f"perplexity {self.perplexity:,.2f}")
+        return " · ".join(words)
 
 
 class Tracker:
-    """Turns what the labeller reports into `Progress` events.
+    """Turns what the stages of a job report into `Progress` events; any thread may call it.
+
+    Units are published in the order in which they were started, each while later ones may be in
+    work: `start` and `advance` are about the unit that is being labelled, `finish` is about the
+    oldest one that is not published.
 
     Args:
-        report: called with every event.
+        report: called with every event, one at a time.
         total_rows: of the source; None for a stream.
     """
 
     def __init__(self, report: Callable[[Progress], None], total_rows: int | None) -> None:
         self._report = report
         self._state = Progress(total_rows=total_rows, share=None if total_rows is None else 0.0)
-        self._unit_rows = self._unit_tokens = 0
+        self._unpublished: deque[int] = deque()  # rows of each unit; the last is being labelled
+        self._unit_tokens, self._unit_share = 0, 0.0
         self._began = time.perf_counter()
+        self._lock = threading.Lock()
 
     def skip(self, rows: int) -> None:
         """A unit was finished by an earlier run."""
-        state = self._state
-        self._state = replace(state, skipped_rows=state.skipped_rows + rows)
-        self._finish(rows, 0)
+        with self._lock:
+            self._state = replace(self._state, skipped_rows=self._state.skipped_rows + rows)
+            self._publish(rows)
 
     def start(self, rows: int) -> None:
-        """A unit begins."""
-        if not self._state.tokens:
-            self._began = time.perf_counter()
-        self._unit_rows, self._unit_tokens = rows, 0
+        """Labelling of a unit begins; that of the one before is over."""
+        with self._lock:
+            if not self._state.tokens:
+                self._began = time.perf_counter()
+                self._state = replace(self._state, seconds=0.0)
+            self._unpublished.append(rows)
+            self._unit_tokens, self._unit_share = 0, 0.0
 
-    def advance(self, tokens: int, unit_tokens: int) -> None:
-        """A batch is labelled: its tokens, and the unit's in all."""
-        self._unit_tokens += tokens
-        part = self._unit_rows * self._unit_tokens / max(1, unit_tokens)
-        self._emit(tokens=self._state.tokens + tokens, inside=part)
+    def advance(self, tokens: int, unit_tokens: int, seen: Seen | None = None) -> None:
+        """A batch is labelled.
 
-    def finish(self, bytes_written: int) -> None:
-        """The unit is published."""
-        self._finish(self._unit_rows, bytes_written)
+        Args:
+            tokens: in it.
+            unit_tokens: the unit's, in all.
+            seen: what its labels show of the teacher.
+        """
+        with self._lock:
+            self._unit_tokens += tokens
+            self._unit_share = min(1.0, self._unit_tokens / max(1, unit_tokens))
+            state = replace(self._state, tokens=self._state.tokens + tokens)
+            self._state = state if seen is None else replace(state, seen=_sum(state.seen, seen))
+            self._emit()
 
-    def _finish(self, rows: int, bytes_written: int) -> None:
+    def finish(self, bytes_written: int, positions: int = 0) -> None:
+        """The oldest unit is published.
+
+        Args:
+            bytes_written: of its shard.
+            positions: in it.
+        """
+        with self._lock:
+            self._state = replace(
+                self._state,
+                bytes=self._state.bytes + bytes_written,
+                written_positions=self._state.written_positions + positions,
+            )
+            self._publish(self._unpublished.popleft())
+
+    def _publish(self, rows: int) -> None:
         state = self._state
         self._state = replace(state, units=state.units + 1, source_rows=state.source_rows + rows)
-        self._emit(bytes=state.bytes + bytes_written)
+        self._emit()
 
-    def _emit(self, *, inside: float = 0.0, **changes: int) -> None:
-        state = replace(self._state, seconds=time.perf_counter() - self._began, **changes)
+    def _emit(self) -> None:
+        # A clock that is set back must not make the job younger.
+        seconds = max(self._state.seconds, time.perf_counter() - self._began)
+        state = replace(self._state, seconds=seconds)
         if state.total_rows:
-            state = replace(state, share=(state.source_rows + inside) / state.total_rows)
+            labelled: float = state.source_rows + sum(self._unpublished)
+            if self._unpublished:
+                labelled -= self._unpublished[-1] * (1 - self._unit_share)
+            state = replace(state, share=labelled / state.total_rows)
         self._state = state
         self._report(state)
+
+
+def _sum(one: Seen, other: Seen) -> Seen:
+    return Seen(
+        positions=one.positions + other.positions,
+        mass=one.mass + other.mass,
+        nats=one.nats + other.nats,
+        judged=one.judged + other.judged,
+    )
 
 
 @contextmanager
 def shown(
     enabled: bool | None, *, doing: str = "labelling", first: str = "loading the teacher"
 ) -> Iterator[Callable[[Progress], None]]:
-    """Show progress on standard error: a live bar in a terminal, else a line every 30 s.
+    """Show progress on standard error: a live bar in a terminal, else JSON lines.
+
+    A line is an object of `event` ("progress" every 5 s; "finished", or "stopped" by an error, at
+    the end), `doing` and the fields of `Progress.to_json`.
 
     Args:
         enabled: None shows it only in a terminal.
@@ -126,7 +250,8 @@ def shown(
         with _bar(doing, first) as report:
             yield report
     else:
-        yield _lines(doing)
+        with _lines(doing) as report:
+            yield report
 
 
 @contextmanager
@@ -134,11 +259,13 @@ def _bar(doing: str, first: str) -> Iterator[Callable[[Progress], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
+    from rich.table import Column
 
     columns = (
         TextColumn(doing),
-        BarColumn(),
-        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        # It is wrapped where it does not fit, not cut.
+        TextColumn("{task.description}", markup=False, table_column=Column()),
         TimeElapsedColumn(),
     )
     with Bar(*columns, console=Console(stderr=True)) as bar:
@@ -151,17 +278,36 @@ def _bar(doing: str, first: str) -> Iterator[Callable[[Progress], None]]:
         yield report
 
 
-def _lines(doing: str, every_s: float = 30.0) -> Callable[[Progress], None]:
-    last = time.perf_counter()
+@contextmanager
+def _lines(doing: str, every_s: float = 5.0) -> Iterator[Callable[[Progress], None]]:
+    shown_at = time.perf_counter()
+    latest = Progress()
+
+    def write(event: str) -> None:
+        line = json.dumps({"event": event, "doing": doing, **latest.to_json()})
+        with suppress(OSError):  # a log whose reader left, or whose disk is full, stops no job
+            print(line, file=sys.stderr, flush=True)
 
     def report(progress: Progress) -> None:
-        nonlocal last
-        finished = progress.total_rows is not None and progress.source_rows == progress.total_rows
-        if time.perf_counter() - last >= every_s or finished:
-            last = time.perf_counter()
-            print(f"{doing}: {progress}", file=sys.stderr, flush=True)
+        nonlocal shown_at, latest
+        latest, now = progress, time.perf_counter()
+        if not 0 <= now - shown_at < every_s:  # below 0: the clock was set back
+            shown_at = now
+            write("progress")
 
-    return report
+    try:
+        yield report
+    except BaseException:
+        if latest != Progress():  # else nothing began
+            write("stopped")
+        raise
+    write("finished")
+
+
+def _for_json(value: int | float | None) -> int | float | None:
+    if isinstance(value, float) and not math.isfinite(value):
+        return sys.float_info.max if value > 0 else None
+    return round(value, 6) if isinstance(value, float) else value
 
 
 def _size(count: int) -> str:

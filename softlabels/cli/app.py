@@ -15,7 +15,7 @@ from cyclopts.config import Json, Toml, Yaml
 from rich.console import Console
 from rich.text import Text
 
-from softlabels.cli.arguments import DeriveArguments, PrecomputeArguments
+from softlabels.cli.arguments import DeriveArguments, PlanArguments, PrecomputeArguments
 from softlabels.errors import CorruptShardError, InputError, SoftLabelsError
 
 OK, FINDING, USAGE = 0, 1, 2
@@ -54,6 +54,20 @@ def precompute(arguments: Annotated[PrecomputeArguments, Parameter(name="*")]) -
     from softlabels.cli.label import label
 
     return label(arguments)
+
+
+@app.command
+def plan(arguments: Annotated[PlanArguments, Parameter(name="*")]) -> int:
+    """Label a sample and say what all of it would take: hours, bytes, and what to choose.
+
+    Takes the arguments of precompute, writes no label set, and prints for every codec and k the
+    mass kept, the bytes and the error.
+
+    Example: softlabels plan --teacher HuggingFaceTB/SmolLM2-135M --data docs.jsonl --k 64
+    """
+    from softlabels.cli.label import show_plan
+
+    return show_plan(arguments)
 
 
 @app.command
@@ -155,9 +169,11 @@ def run(arguments: Sequence[str]) -> int:
         code = FINDING if isinstance(error, CorruptShardError) else USAGE
         return _say(errors, _words(error), code=code)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one must not change the exit status
         if debug:
             raise
-        _say(errors, "interrupted; what is finished stays: the same command goes on", code=USAGE)
+        words = "interrupted; what is finished stays: run the same command again to go on"
+        _say(errors, words, code=USAGE)
         return 128 + signal.SIGINT
 
 

@@ -35,7 +35,10 @@ CodecName = Literal["compact", "tiny", "lossless", "plain"]
 class PrecomputeArguments:
     """What `softlabels precompute` takes; `softlabels.precompute` explains each at length."""
 
-    teacher: Annotated[str, _help("A causal LM: Hub name or folder.")]
+    teacher: Annotated[
+        str,
+        _help("A model or adapter: Hub name, folder or GGUF file, see --task; or http://a.server."),
+    ]
     data: Annotated[str, _help("A path, folder or glob of Parquet, JSONL or text files.")]
     out: Annotated[Path, _help("The label set's folder: new, empty, or one to resume.")]
     column: Annotated[str, _help("What is labelled: text, chat messages, or ready token ids.")] = (
@@ -55,13 +58,13 @@ class PrecomputeArguments:
         bool, _help("Of messages, label only what predicts the assistant's tokens.")
     ] = False
     temperatures: Annotated[
-        tuple[float, ...],
+        tuple[float, ...] | None,
         Parameter(
-            help="Where the mass of the classes not kept is stored.",
+            help="Where the mass of the classes not kept is stored: 1, 2 and 4.",
             consume_multiple=True,
             negative="",
         ),
-    ] = (1.0, 2.0, 4.0)
+    ] = None
     codec: Annotated[
         CodecName | None,
         _help(
@@ -91,10 +94,45 @@ class PrecomputeArguments:
         _help("The teacher's weights; float32 on a CPU, else the checkpoint's."),
     ] = None
     revision: Annotated[str | None, _help("The teacher's commit, branch or tag.")] = None
+    task: Annotated[
+        Literal["auto", "causal_lm", "masked_lm", "sequence_classifier", "token_classifier"],
+        _help("What the teacher answers; by default what its config says."),
+    ] = "auto"
+    base: Annotated[str | None, _help("The model that a PEFT adapter is for.")] = None
+    gguf_file: Annotated[str | None, _help("Which GGUF of the teacher's folder.")] = None
+    attn_implementation: Annotated[
+        str | None, _help("sdpa, eager, flash_attention_2, …; what transformers chooses.")
+    ] = None
+    compile: Annotated[
+        bool, Parameter(negative="", help="Run the teacher's body through torch.compile.")
+    ] = False
+    trust_remote_code: Annotated[
+        bool, Parameter(negative="", help="Run Python code that comes with the teacher.")
+    ] = False
+    allow_pickle: Annotated[
+        bool, Parameter(negative="", help="Load pytorch_model.bin where there are no safetensors.")
+    ] = False
+    model: Annotated[
+        str | None, _help("Of a server: which of its models; by default the only one.")
+    ] = None
+    tokenizer: Annotated[
+        str | None, _help("Of a server: a tokenizer's name or folder; by default its model's.")
+    ] = None
+    concurrency: Annotated[int, _count("Of a server: requests at a time.")] = 8
     quiet: Annotated[bool, Parameter(negative="", help="No progress.")] = False
     json: Annotated[bool, Parameter(negative="", help="Print the totals as JSON at the end.")] = (
         False
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanArguments(PrecomputeArguments):
+    """What `softlabels plan` takes: the same, and how much it tries."""
+
+    out: Annotated[Path | None, _help("Not touched; here so that a command can be copied.")] = None  # type: ignore[assignment]
+    sample: Annotated[int, _count("Rows that are labelled to know it.")] = 256
+    seed: Annotated[int, _count("Which rows.")] = 0
+    write: Annotated[Path | None, _help("Write the forecast as JSON to this file too.")] = None
 
 
 @dataclass(frozen=True)

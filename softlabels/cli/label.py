@@ -1,53 +1,92 @@
-"""`softlabels precompute` and `derive`: commands that make a set."""
+"""`softlabels precompute`, `plan` and `derive`: commands that make a set, or would."""
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
 
-from softlabels.cli.arguments import DeriveArguments, PrecomputeArguments
+from softlabels.cli.arguments import DeriveArguments, PlanArguments, PrecomputeArguments
+from softlabels.cli.forecast import show_forecast
 from softlabels.cli.screen import Screen
 from softlabels.labelset.derive import derive
 from softlabels.labelset.reader import LabelSet
+from softlabels.precompute.forecast import plan
 from softlabels.precompute.run import precompute
 from softlabels.selection import TopK
-from softlabels.teachers import causal_lm
+from softlabels.teachers import Teacher, from_server, is_address, pretrained
 
 
 def label(arguments: PrecomputeArguments) -> int:
     """Label, and say what was made and what to do with it."""
     began = time.perf_counter()
-    selection = None if arguments.k is None else TopK(arguments.k)
-    teacher = causal_lm(
-        arguments.teacher,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        revision=arguments.revision,
-    )
+    teacher = _teacher(arguments)
     _silence()
     labels = precompute(
         arguments.data,
         teacher,
         arguments.out,
-        selection=selection,
-        column=arguments.column,
-        key=arguments.key,
-        max_length=arguments.max_length,
-        overlap=arguments.overlap,
-        on_long=arguments.on_long,
-        assistant_only=arguments.assistant_only,
-        temperatures=arguments.temperatures,
-        codec=arguments.codec,
-        store_inputs=arguments.store_inputs,
-        probes=arguments.probes,
-        limit=arguments.limit,
-        on_error=arguments.on_error,
-        unit_rows=arguments.unit_rows,
-        batch_tokens=arguments.batch_tokens,
         progress=not arguments.quiet,
+        **_settings(arguments),
     )
     return _tell(labels, arguments.out, began, as_json=arguments.json)
+
+
+def show_plan(arguments: PlanArguments) -> int:
+    """Label a sample, and say what all of it would take."""
+    teacher = _teacher(arguments)
+    _silence()
+    forecast = plan(
+        arguments.data,
+        teacher,
+        sample=arguments.sample,
+        seed=arguments.seed,
+        progress=not arguments.quiet,
+        **_settings(arguments),
+    )
+    made = forecast.model_dump_json(indent=2)
+    if arguments.write is not None:
+        arguments.write.write_text(made + "\n")
+    if arguments.json:
+        print(made)
+    else:
+        show_forecast(forecast)
+    return 0
+
+
+def _teacher(arguments: PrecomputeArguments) -> Teacher:
+    if is_address(arguments.teacher):
+        return from_server(
+            arguments.teacher,
+            arguments.model,
+            tokenizer=arguments.tokenizer,
+            api_key=os.environ.get("SOFTLABELS_API_KEY"),
+            concurrency=arguments.concurrency,
+        )
+    return pretrained(
+        arguments.teacher,
+        task=None if arguments.task == "auto" else arguments.task,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        revision=arguments.revision,
+        base=arguments.base,
+        gguf_file=arguments.gguf_file,
+        attn_implementation=arguments.attn_implementation,
+        compile=arguments.compile,
+        trust_remote_code=arguments.trust_remote_code,
+        allow_pickle=arguments.allow_pickle,
+    )
+
+
+def _settings(arguments: PrecomputeArguments) -> dict[str, Any]:
+    """The arguments that `precompute` and `plan` have in common."""
+    names = (
+        "column key max_length overlap on_long assistant_only temperatures codec store_inputs "
+        "probes limit on_error unit_rows batch_tokens"
+    )
+    selection = None if arguments.k is None else TopK(arguments.k)
+    return {"selection": selection, **{name: getattr(arguments, name) for name in names.split()}}
 
 
 def derive_set(arguments: DeriveArguments) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -99,6 +99,12 @@ class Windows:
         following = np.append(self.token_ids[1:], -1)[: len(self.token_ids)]
         following[self.offsets[1:] - 1] = self.next_ids
         return following
+
+    def first_tokens(self) -> Windows:
+        """The same windows, each labelled at its first token alone."""
+        wanted = np.zeros(len(self.token_ids), bool)
+        wanted[self.offsets[:-1]] = True
+        return replace(self, wanted=wanted)
 
     def tokens_of(self, records: Int64s) -> Int64s:
         """Indices into `token_ids` of the tokens of some records, one record after another."""

@@ -92,10 +92,10 @@ def derive(
             records, summary = _unit(labels, receipt, kept)
             tracker.advance(len(records.labels), len(records.labels))
             _copy_probes(labels, receipt, writer)
-            tracker.finish(writer.publish(records, summary).bytes)
+            made = writer.publish(records, summary)
+            tracker.finish(made.bytes, made.positions)
         writer.check_no_more_than(len(labels.receipts))
-        if not writer.is_finished:
-            writer.finish(len(labels.receipts))
+        writer.finish(len(labels.receipts))
     return LabelSet.open(root)
 
 

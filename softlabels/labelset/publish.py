@@ -13,6 +13,14 @@ from pathlib import Path
 
 TEMPORARY = ".tmp"
 _ATTEMPTS = 100
+_NO_LINKS = (
+    errno.EPERM,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EMLINK,
+    errno.EXDEV,
+)
 
 
 def publish(temporary: Path, final: Path) -> bool:
@@ -30,7 +38,7 @@ def publish(temporary: Path, final: Path) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+        if error.errno not in _NO_LINKS:
             raise
         # No hard links here (FAT, some network drives). Two workers on one unit could both pass
         # this test, but then they rename equal bytes: a unit is a pure function of the plan.

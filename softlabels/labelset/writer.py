@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class LabelSetWriter:
         self.plan_digest = plans.digest(plan_bytes)
         self.split = plan.split
         self.codec = plan.make_codec()
-        token_type = pa.uint16() if plan.teacher.classes <= 1 << 16 else pa.uint32()
+        token_type = pa.uint16() if plan.teacher.token_ids <= 1 << 16 else pa.uint32()
         self.schema = schema(plan.data.key_type, self.codec, token_type=token_type)
         self._finished: dict[int, Receipt] = {}
         if self.is_finished:
@@ -65,9 +65,10 @@ class LabelSetWriter:
             receipt_file.unlink(missing_ok=True)
             return None
         found = self._finished.get(unit)
-        if found is None and receipt_file.exists():
+        if found is None:
             where = layout.receipt_path(unit)
-            found = manifest.parse_receipt(receipt_file.read_bytes(), where=where)
+            with suppress(FileNotFoundError):  # lost, or dropped by a job that finished the set
+                found = manifest.parse_receipt(receipt_file.read_bytes(), where=where)
         has_probes = (self.root / layout.probes_path(self.split, unit)).is_file()
         if found is not None:
             Shard(shard_file, receipt=found, name=name)
@@ -105,7 +106,8 @@ class LabelSetWriter:
         name = layout.shard_path(self.split, summary.unit)
         temporary, final = self.scratch / Path(name).name, self.root / name
         with _disk_errors(self.root):
-            self._unfinish()
+            if not final.exists():  # else another job published it, and may have finished the set
+                self._unfinish()
             write(
                 temporary,
                 records,
@@ -132,9 +134,11 @@ class LabelSetWriter:
         Raises:
             DuplicateKeyError: a stream brought a key twice; the set stays unfinished.
         """
-        found = [self.receipt(unit) for unit in range(units)]
-        shards = [receipt for receipt in found if receipt is not None]
-        assert len(shards) == units, "finish is called when every unit is published"
+        if self.is_finished:  # by an earlier run, or by another job while this one was at work
+            self._drop_receipts()
+            where = self.root / layout.MANIFEST
+            return manifest.parse(where.read_bytes(), where=str(where))
+        shards = [self.receipt(unit) or self._rebuilt(unit) for unit in range(units)]
         if self.plan.data.key is not None:
             self._check_unique(shards)
         totals = manifest.total(shards)
@@ -196,20 +200,21 @@ class LabelSetWriter:
 
     def _keep(self, receipt: Receipt) -> None:
         data = receipt.model_dump_json().encode()
-        replace(self.root / layout.receipt_path(receipt.unit), data, scratch=self.scratch)
+        with suppress(FileNotFoundError):  # another job finished the set and removed the folder
+            replace(self.root / layout.receipt_path(receipt.unit), data, scratch=self.scratch)
 
     def _unfinish(self) -> None:
         """A finished set that lost a shard becomes an unfinished one again."""
         if self.is_finished:
             for receipt in self._finished.values():
                 self._keep(receipt)
-            (self.root / layout.MANIFEST).unlink()
+            (self.root / layout.MANIFEST).unlink(missing_ok=True)
 
     def _drop_receipts(self) -> None:
         folder = self.root / layout.RECEIPTS
-        for path in folder.glob("*.json"):
-            path.unlink()
-        if folder.exists():
+        with suppress(OSError):  # another job that ends now removes them too, or writes its own
+            for path in folder.glob("*.json"):
+                path.unlink(missing_ok=True)
             folder.rmdir()
 
     def _check_unique(self, shards: list[Receipt]) -> None:

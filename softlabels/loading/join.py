@@ -105,7 +105,7 @@ class Join:
             table.column(self._plan.data.columns[0]),
             self._plan.preparation,
             tokenizer=self._tokenizer,
-            classes=self._plan.teacher.classes,
+            classes=self._plan.teacher.token_ids,
         )
         places = {
             (int(row), int(part)): index

@@ -11,9 +11,15 @@ from torch import Tensor
 
 from softlabels.inputs.prepare import Windows
 
+# What a batch costs beside its tokens, in tokens: weights are read once for all of it.
+_BATCH_COST = 256
+
 
 def bucketed(lengths: NDArray[np.int64], batch_tokens: int) -> Iterator[NDArray[np.int64]]:
-    """Records of like length together, so that little padding is computed; longest first.
+    """Records of like length together, longest first, so that the least is computed in vain.
+
+    Of all ways to cut the records by length into batches, the one with the fewest padded tokens
+    where a batch more costs as much as 256 of them.
 
     Args:
         lengths: tokens of each record, (R,).
@@ -23,11 +29,19 @@ def bucketed(lengths: NDArray[np.int64], batch_tokens: int) -> Iterator[NDArray[
         record numbers; together every record once.
     """
     order = np.argsort(-lengths, kind="stable")
+    longest = lengths[order]
+    # best[i]: what records i and on cost; rows[i]: how many of them are the first batch.
+    best = np.zeros(len(order) + 1, np.int64)
+    rows = np.zeros(len(order), np.int64)
+    for first in range(len(order) - 1, -1, -1):
+        most = min(max(1, batch_tokens // int(longest[first])), len(order) - first)
+        costs = longest[first] * np.arange(1, most + 1) + best[first + 1 : first + 1 + most]
+        rows[first] = 1 + costs.argmin()
+        best[first] = costs.min() + _BATCH_COST
     start = 0
     while start < len(order):
-        rows = max(1, batch_tokens // int(lengths[order[start]]))
-        yield order[start : start + rows]
-        start += rows
+        yield order[start : start + rows[start]]
+        start += rows[start]
 
 
 def padded(windows: Windows, records: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from softlabels.errors import LabellingError, SoftLabelsError, TeacherError, quoted
 from softlabels.inputs.digests import DIGEST_TYPE, input_digests, prepared_digest, unit_digest
@@ -20,9 +23,12 @@ from softlabels.labelset.probes import Probes, choose
 from softlabels.labelset.records import Records, join
 from softlabels.labelset.shard import UnitSummary
 from softlabels.precompute.batches import bucketed, padded
+from softlabels.progress import Seen
 from softlabels.selection import TopK
-from softlabels.teachers import Teacher
+from softlabels.teachers import LabelTeacher, Teacher
 
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
 OnError = Literal["raise", "skip"]
 
 
@@ -47,13 +53,45 @@ class Unit:
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """A unit as the teacher takes it.
+
+    Attributes:
+        unit: its number and rows.
+        digest: of the whole unit's input.
+        windows: its token ids, a window a record.
+        identity: see `Records.identity`.
+    """
+
+    unit: Unit
+    digest: str
+    windows: Windows
+    identity: pa.Table
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A unit's labels, ready to be written.
+
+    Attributes:
+        records: in the order of the windows, without those that have no labels.
+        summary: for the shard's footer.
+        probes: None if there are none.
+    """
+
+    records: Records
+    summary: UnitSummary
+    probes: Probes | None
+
+
+@dataclass(frozen=True)
 class Labeller:
     """Everything that labelling a unit depends on, beside the unit.
 
     Attributes:
         teacher, selection, plan: as planned.
         on_error: "raise" stops at a sample that cannot be labelled, "skip" notes it as a reject.
-        advance: told of every batch: its tokens, and the unit's tokens in all.
+        advance: told of every batch: its tokens, the unit's tokens in all, and what was seen.
         keep_logits: hold the raw logits of the kept classes too.
     """
 
@@ -61,10 +99,24 @@ class Labeller:
     selection: TopK
     plan: Plan
     on_error: OnError
-    advance: Callable[[int, int], None]
+    advance: Callable[[int, int, Seen], None] = lambda *_: None
     keep_logits: bool = False
 
-    def __call__(self, unit: Unit, probes: int = 0) -> tuple[Records, UnitSummary, Probes | None]:
+    def prepare(self, unit: Unit) -> Prepared:
+        """Tokenise a unit's samples and cut them into windows; needs no teacher."""
+        data = self.plan.data
+        digests, whole = unit.digests(data.columns)
+        windows = prepare(
+            unit.table.column(data.columns[0]),
+            self.plan.preparation,
+            tokenizer=None if self.plan.preparation.kind == "input_ids" else self.teacher.tokenizer,
+            classes=self.plan.teacher.token_ids,
+        )
+        if getattr(self.teacher, "positions", "every") == "first":
+            windows = windows.first_tokens()
+        return Prepared(unit, whole, windows, _identity(windows, unit, digests))
+
+    def __call__(self, prepared: Prepared, probes: int = 0) -> Labelled:
         """Label a unit.
 
         Args:
@@ -73,80 +125,124 @@ class Labeller:
         Raises:
             LabellingError: a sample cannot be labelled and `on_error` is "raise".
         """
-        plan = self.plan
-        digests, whole = unit.digests(plan.data.columns)
-        windows = prepare(
-            unit.table.column(plan.data.columns[0]),
-            plan.preparation,
-            tokenizer=None if plan.preparation.kind == "input_ids" else self.teacher.tokenizer,
-            classes=plan.teacher.classes,
-        )
+        unit, windows = prepared.unit, prepared.windows
         rejects = [_reject(unit, row, 0, reason) for row, reason in windows.rejects]
         rejects += [self._failure(unit, row, 0, reason) for row, reason in windows.failures]
-        dense = _Dense(choose(int(windows.wanted.sum()), probes, unit.number))
-        labels, failures = self._label(windows, dense)
+        labels, dense, failures = self._label(windows, probes, unit.number)
         for record, reason in sorted(failures.items()):
             row, part = int(windows.rows[record]), int(windows.parts[record])
             rejects.append(self._failure(unit, row, part, reason))
-        records = _records(windows, labels, unit, digests, plan)
         summary = UnitSummary(
             unit=unit.number,
             source_rows=len(unit.table),
-            input_digest=whole,
+            input_digest=prepared.digest,
             rejects=tuple(rejects),
             truncated=windows.truncated,
         )
+        records = _records(windows, labels, prepared.identity, self.plan)
         kept = dense.probes(windows, failures.keys())
-        return drop(records, failures.keys()), summary, kept
+        return Labelled(drop(records, failures.keys()), summary, kept)
 
-    def _label(self, windows: Windows, dense: _Dense) -> tuple[SoftLabels, dict[int, str]]:
-        """Labels of every wanted position, and why some records have none."""
-        total = len(windows.token_ids)
-        out = _Room(
-            int(windows.wanted.sum()),
-            self.selection.k,
-            self.plan.temperatures,
-            keep_logits=self.keep_logits,
-        )
-        failures: dict[int, str] = {}
-        for records in bucketed(windows.lengths, self.plan.batch_tokens):
+    def _label(
+        self, windows: Windows, probes: int, seed: int
+    ) -> tuple[SoftLabels, _Dense, dict[int, str]]:
+        """Labels of every wanted position, dense ones, and why some records have none.
+
+        A batch that does not fit into memory begins the unit again with half as many tokens, so
+        that which batches made its labels depends on what fits and not on when it did not.
+        """
+        tokens = self.plan.batch_tokens
+        while True:
+            out = _Room(
+                int(windows.wanted.sum()),
+                self.selection.k,
+                self.plan.temperatures,
+                keep_logits=self.keep_logits,
+                logits_known=self.plan.teacher.logits_known,
+            )
+            dense = _Dense(choose(int(windows.wanted.sum()), probes, seed))
             try:
-                self._run(windows, records, out, dense)
+                failures = self._label_batches(windows, tokens, out, dense)
+                return out.labels, dense, failures
+            except torch.OutOfMemoryError as error:
+                longest = int(windows.lengths.max())
+                if tokens <= longest:
+                    raise LabellingError(
+                        f"the teacher ran out of memory on one record of {longest} tokens: "
+                        f"{str(error).splitlines()[0]}. Choose a smaller max_length, or a device "
+                        "with more memory"
+                    ) from error
+                tokens = max(longest, tokens // 2)
+                logger.warning("out of memory: this unit goes on with %d tokens a batch", tokens)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _label_batches(
+        self, windows: Windows, batch_tokens: int, out: _Room, dense: _Dense
+    ) -> dict[int, str]:
+        total = len(windows.token_ids)
+        failures: dict[int, str] = {}
+        for records in bucketed(windows.lengths, batch_tokens):
+            try:
+                seen = self._run(windows, records, out, dense)
             except _TeacherRaised as error:
                 # One record's fault must not cost the others of its batch: try each alone.
+                seen = _NOTHING
                 failures |= self._run_each(windows, records, out, dense, error)
-            self.advance(int(windows.lengths[records].sum()), total)
+            self.advance(int(windows.lengths[records].sum()), total, seen)
         owners = np.repeat(np.arange(len(windows)), windows.lengths)[windows.wanted]
-        assert out.labels.logsumexp is not None
-        for record in np.unique(owners[~torch.isfinite(out.labels.logsumexp).numpy()]).tolist():
+        for record in np.unique(owners[~out.whole.numpy()]).tolist():
             failures.setdefault(record, "the teacher's logits are NaN or infinite")
-        return out.labels, failures
+        return failures
 
-    def _run(self, windows: Windows, records: NDArray[np.int64], out: _Room, dense: _Dense) -> None:
+    def _run(self, windows: Windows, records: NDArray[np.int64], out: _Room, dense: _Dense) -> Seen:
         """Label one batch into `out`."""
         input_ids, wanted, padding = padded(windows, records)
         tokens = windows.tokens_of(records)
         tokens = tokens[windows.wanted[tokens]]
         where = torch.from_numpy(np.cumsum(windows.wanted)[tokens] - 1)
-        hard = torch.from_numpy(windows.hard_labels[tokens])
-        done = 0
+        hard = torch.from_numpy(self._hard_labels(windows)[tokens])
+        done, seen = 0, _NOTHING
         with torch.no_grad():
-            for logits in _answers(self.teacher.logits(input_ids, wanted, padding=padding)):
-                self._check_shape(logits, rows_left=len(where) - done)
-                rows = slice(done, done + len(logits))
-                labels = self.selection(
-                    logits,
-                    hard[rows].to(logits.device),
-                    temperatures=self.plan.temperatures,
-                )
-                out.put(where[rows], labels.to("cpu"))
-                dense.put(where[rows], logits)
-                done += len(logits)
+            for labels, logits in self._answers(input_ids, wanted, padding, hard):
+                rows = slice(done, done + len(labels))
+                labels = labels.to("cpu")
+                out.put(where[rows], labels)
+                seen = _and(seen, labels)
+                if logits is not None:
+                    dense.put(where[rows], logits)
+                done += len(labels)
         if done != len(where):
             raise TeacherError(
                 f"the teacher gave {done} rows of logits for {len(where)} positions; it must give "
                 "one for each"
             )
+        return seen
+
+    def _hard_labels(self, windows: Windows) -> NDArray[np.int64]:
+        if not getattr(self.teacher, "classes_are_tokens", True):
+            return np.full(len(windows.token_ids), -1)
+        if self.plan.hard_label_alignment == "same":
+            return windows.token_ids
+        return windows.hard_labels
+
+    def _answers(
+        self, input_ids: Tensor, wanted: Tensor, padding: Tensor, hard: Tensor
+    ) -> Iterator[tuple[SoftLabels, Tensor | None]]:
+        """Labels of the wanted positions, and the logits they come from where there are any."""
+        temperatures, left = self.plan.temperatures, len(hard)
+        if isinstance(self.teacher, LabelTeacher):
+            answers = self.teacher.labels(
+                input_ids, wanted, padding=padding, hard_labels=hard, k=self.selection.k
+            )
+            for labels in _watched(answers):
+                yield labels, None
+            return
+        for logits in _watched(self.teacher.logits(input_ids, wanted, padding=padding)):
+            self._check_shape(logits, rows_left=left)
+            given = hard[len(hard) - left :][: len(logits)].to(logits.device)
+            left -= len(logits)
+            yield self.selection(logits, given, temperatures=temperatures), logits
 
     def _check_shape(self, logits: torch.Tensor, *, rows_left: int) -> None:
         classes = self.plan.teacher.classes
@@ -191,10 +287,10 @@ class _TeacherRaised(Exception):
     """An error of the teacher's own, apart from ours."""
 
 
-def _answers(logits: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+def _watched(answers: Iterator[T]) -> Iterator[T]:
     while True:
         try:
-            answer = next(logits)
+            answer = next(answers)
         except StopIteration:
             return
         except (SoftLabelsError, MemoryError, torch.OutOfMemoryError):
@@ -202,6 +298,20 @@ def _answers(logits: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
         except Exception as error:
             raise _TeacherRaised(f"the teacher raised {type(error).__name__}: {error}") from error
         yield answer
+
+
+_NOTHING = Seen(0, 0.0, 0.0, 0)
+
+
+def _and(seen: Seen, labels: SoftLabels) -> Seen:
+    hard = labels.hard_log_probs
+    judged = None if hard is None else hard[~hard.isnan()]
+    return Seen(
+        positions=seen.positions + len(labels),
+        mass=seen.mass + float(labels.log_probs.exp().sum()),
+        nats=seen.nats - (0.0 if judged is None else float(judged.sum())),
+        judged=seen.judged + (0 if judged is None else len(judged)),
+    )
 
 
 def drop(records: Records, lost: Iterable[int]) -> Records:
@@ -217,13 +327,10 @@ def _reject(unit: Unit, row: int, part: int, reason: str) -> dict[str, Any]:
     return {"key": unit.keys[row].as_py(), "part": part, "reason": reason[:500]}
 
 
-def _records(
-    windows: Windows, labels: SoftLabels, unit: Unit, digests: list[bytes], plan: Plan
-) -> Records:
-    bounds = zip(windows.offsets[:-1], windows.offsets[1:], strict=True)
-    prepared = [prepared_digest(windows.token_ids[start:stop]) for start, stop in bounds]
+def _identity(windows: Windows, unit: Unit, digests: list[bytes]) -> pa.Table:
+    bounds = pairwise(windows.offsets.tolist())
     rows = windows.rows
-    identity = pa.table(
+    return pa.table(
         {
             "key": unit.keys.take(pa.array(rows)),
             "part": pa.array(windows.parts, pa.int32()),
@@ -231,9 +338,14 @@ def _records(
             "source_start": pa.array(windows.starts, pa.int32()),
             "source_length": pa.array(windows.source_lengths, pa.int32()),
             "input_digest": pa.array([digests[row] for row in rows], DIGEST_TYPE),
-            "prepared_digest": pa.array(prepared, DIGEST_TYPE),
+            "prepared_digest": pa.array(
+                [prepared_digest(windows.token_ids[a:b]) for a, b in bounds], DIGEST_TYPE
+            ),
         }
     )
+
+
+def _records(windows: Windows, labels: SoftLabels, identity: pa.Table, plan: Plan) -> Records:
     counted = np.concatenate([[0], np.cumsum(windows.wanted)])
     return Records(
         identity=identity,
@@ -251,10 +363,17 @@ class _Room:
 
     Args:
         keep_logits: hold the raw logits too, in the dtype of the first that come.
+        logits_known: the teacher gives logits, which have a logsumexp.
     """
 
     def __init__(
-        self, positions: int, k: int, temperatures: tuple[float, ...], *, keep_logits: bool
+        self,
+        positions: int,
+        k: int,
+        temperatures: tuple[float, ...],
+        *,
+        keep_logits: bool,
+        logits_known: bool,
     ) -> None:
         def unknown(*shape: int) -> torch.Tensor:
             return torch.full((positions, *shape), torch.nan)
@@ -263,7 +382,7 @@ class _Room:
         self.labels = SoftLabels(
             ids=torch.zeros(positions, k, dtype=torch.int64),
             log_probs=unknown(k),
-            logsumexp=unknown(),
+            logsumexp=unknown() if logits_known else None,
             log_tails=unknown(len(temperatures)) if temperatures else None,
             temperatures=temperatures,
             hard_log_probs=unknown(),
@@ -289,6 +408,13 @@ class _Room:
                     f"{room.dtype}: where logits are kept bit for bit, all must be of one dtype"
                 )
             room[where] = values
+
+    @property
+    def whole(self) -> torch.Tensor:
+        """Which positions have labels that are numbers, bool, (positions,)."""
+        if self.labels.logsumexp is not None:
+            return torch.isfinite(self.labels.logsumexp)
+        return ~self.labels.log_probs.isnan().any(-1)
 
 
 class _Dense:

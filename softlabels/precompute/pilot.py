@@ -46,8 +46,6 @@ def pilot(source: Source, plan: Plan, teacher: Teacher) -> SoftLabels:
         TopK(plan.selection.k),
         plan.model_copy(update={"preparation": short}),
         "skip",
-        lambda *_: None,
-        keep_logits=True,
+        keep_logits=plan.teacher.logits_known,
     )
-    records, *_ = label(Unit(0, table, source.keys(table, 0)))
-    return records.labels
+    return label(label.prepare(Unit(0, table, source.keys(table, 0)))).records.labels

@@ -5,22 +5,41 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from softlabels.errors import TeacherError
+from softlabels.labels import SoftLabels
 from softlabels.teachers.function import from_callable
 from softlabels.teachers.identity import TeacherIdentity
+from softlabels.teachers.tasks import TaskName, task_of_model
 
-__all__ = ["Teacher", "TeacherIdentity", "causal_lm", "from_callable", "resolve"]
+__all__ = [
+    "LabelTeacher",
+    "Teacher",
+    "TeacherIdentity",
+    "causal_lm",
+    "from_callable",
+    "masked_lm",
+    "pretrained",
+    "resolve",
+    "sequence_classifier",
+    "token_classifier",
+]
 
 
 class Teacher(Protocol):
     """What precompute needs of a teacher.
 
     `classes`, `max_length` and `tokenizer` are cheap; `identity` and `logits` may load weights.
+
+    It may also say `alignment`, "next" (the default) where entry t is about token t + 1 or "same"
+    where about token t; `positions`, "every" (the default) or "first" where a record has one label,
+    kept at its first token; `classes_are_tokens`, True by default; `vocabulary`, how many token
+    ids it takes where that is not V; and `can_pack`, whether `logits` takes `position_ids` of rows
+    that hold several records.
     """
 
     @property
@@ -52,36 +71,92 @@ class Teacher(Protocol):
         """
 
 
+@runtime_checkable
+class LabelTeacher(Protocol):
+    """What a teacher has in place of `logits` that gives only its likeliest classes.
+
+    Attributes:
+        temperatures: at which it can tell what the classes not kept sum to.
+    """
+
+    temperatures: tuple[float, ...]
+
+    def labels(
+        self,
+        input_ids: Tensor,
+        wanted: Tensor,
+        *,
+        padding: Tensor,
+        hard_labels: Tensor,
+        k: int,
+    ) -> Iterator[SoftLabels]:
+        """Labels of the wanted positions, a few at a time.
+
+        Args:
+            input_ids: int64, (B, T), padded on the right.
+            wanted, padding: bool, (B, T); as `Teacher.logits`.
+            hard_labels: int64, (N,), of the N wanted positions in row-major order; −1 for none.
+            k: classes to keep.
+
+        Yields:
+            batch shape (rows,), without logsumexps: together the wanted positions in order.
+        """
+
+
 def resolve(teacher: Any) -> Teacher:
     """Make a teacher of whatever names one.
 
     Args:
-        teacher: a model's name or folder; a transformers causal LM; any other `nn.Module`, or a
-            callable with `name`, `version` and `classes`; or a teacher.
+        teacher: a model's name, folder or `.gguf` file; a transformers model; any other
+            `nn.Module`, or a callable with `name`, `version` and `classes`; or a teacher.
 
     Raises:
         TeacherError: it is none of these, or says not who it is.
     """
+    if is_address(teacher):
+        return from_server(teacher)
     if isinstance(teacher, (str, Path)):
-        return causal_lm(teacher)
+        return pretrained(teacher)
     # Looked up without running them: an identity may load weights.
-    if all(inspect.getattr_static(teacher, name, None) for name in ("logits", "identity")):
+    if _is_teacher(teacher):
         return cast(Teacher, teacher)
-    if isinstance(teacher, torch.nn.Module) and hasattr(teacher, "generate"):
-        return causal_lm(teacher)
+    if isinstance(teacher, torch.nn.Module) and task_of_model(teacher) is not None:
+        return pretrained(teacher)
     if callable(teacher):
         return from_callable(teacher)
     raise TeacherError(
         f"a {type(teacher).__name__} is no teacher; pass a model's name or folder, a transformers "
-        "causal LM, an nn.Module, or softlabels.teachers.from_callable(function, …)"
+        "model, an nn.Module, or softlabels.teachers.from_callable(function, …)"
     )
 
 
-def causal_lm(model: Any, **options: Any) -> Teacher:
-    """A Hugging Face causal language model; see `softlabels.teachers.transformers.CausalLM`.
+def is_address(teacher: Any) -> bool:
+    """Whether it names a server."""
+    return isinstance(teacher, str) and teacher.startswith(("http://", "https://"))
+
+
+def _is_teacher(value: Any) -> bool:
+    found = {
+        name
+        for name in ("identity", "logits", "labels")
+        if inspect.getattr_static(value, name, None)
+    }
+    return "identity" in found and len(found) > 1
+
+
+def pretrained(model: Any, *, task: TaskName | None = None, **options: Any) -> Teacher:
+    """A Hugging Face model: a causal or masked language model, or a classifier.
+
+    Args:
+        model: a Hub name, a folder or a `.gguf` file, of a whole model or of a PEFT adapter; or a
+            loaded transformers model.
+        task: what it answers; None for what its config says, a causal LM where that is unclear.
+        options: `tokenizer`, and the fields of `softlabels.teachers.checkpoint.Loading`: device,
+            dtype, revision, gguf_file, base, attn_implementation, compile, trust_remote_code,
+            allow_pickle.
 
     Raises:
-        TeacherError: the extra is not installed, or the model is not found.
+        TeacherError: the extra is not installed, or the model is not found or has another task.
     """
     try:
         import transformers  # noqa: F401
@@ -90,6 +165,46 @@ def causal_lm(model: Any, **options: Any) -> Teacher:
             "Hugging Face models need an extra that is not installed: "
             "pip install 'softlabels[transformers]'"
         ) from None
-    from softlabels.teachers.transformers import CausalLM
+    from softlabels.teachers.transformers import open_model
 
-    return CausalLM(model, **options)
+    return open_model(model, task, **options)
+
+
+def from_server(url: str, model: str | None = None, **options: Any) -> Teacher:
+    """A model behind an OpenAI-compatible server; see `softlabels.teachers.server.Server`.
+
+    It tells its likeliest classes and no logits: logsumexps are unknown, and tails at T = 1 alone.
+
+    Raises:
+        TeacherError: the extra is not installed, nobody answers, or there is no such model.
+    """
+    try:
+        import httpx2  # noqa: F401
+    except ImportError:
+        raise TeacherError(
+            "a teacher behind a server needs an extra that is not installed: "
+            "pip install 'softlabels[server]'"
+        ) from None
+    from softlabels.teachers.server import Server
+
+    return cast(Teacher, Server(url, model, **options))
+
+
+def causal_lm(model: Any, **options: Any) -> Teacher:
+    """A causal language model, as `pretrained`: entry t is about token t + 1."""
+    return pretrained(model, task="causal_lm", **options)
+
+
+def masked_lm(model: Any, **options: Any) -> Teacher:
+    """A masked language model, as `pretrained`: entry t is about token t, which it also sees."""
+    return pretrained(model, task="masked_lm", **options)
+
+
+def sequence_classifier(model: Any, **options: Any) -> Teacher:
+    """A classifier of whole texts, as `pretrained`: one label a record, at its first token."""
+    return pretrained(model, task="sequence_classifier", **options)
+
+
+def token_classifier(model: Any, **options: Any) -> Teacher:
+    """A classifier of tokens, as `pretrained`: entry t is the class of token t."""
+    return pretrained(model, task="token_classifier", **options)

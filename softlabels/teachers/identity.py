@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 import xxhash
-from pydantic import BaseModel, ConfigDict
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
+
+from softlabels.teachers.digests import json_digest
 
 
 class TeacherIdentity(BaseModel):
@@ -20,6 +29,7 @@ class TeacherIdentity(BaseModel):
         engine: what ran it, e.g. "transformers".
         engine_version: its version.
         classes: V, the width of the logits.
+        vocabulary: how many token ids it takes; None where its classes are they.
         logits_known: False where only normalised values come out, so logsumexps are null.
     """
 
@@ -33,7 +43,20 @@ class TeacherIdentity(BaseModel):
     engine: str
     engine_version: str
     classes: int
+    vocabulary: int | None = None
     logits_known: bool = True
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        made: dict[str, Any] = write(self)
+        if self.vocabulary is None:
+            del made["vocabulary"]
+        return made
+
+    @property
+    def token_ids(self) -> int:
+        """How many token ids it takes."""
+        return self.classes if self.vocabulary is None else self.vocabulary
 
 
 def weights_digest(module: torch.nn.Module) -> str:
@@ -53,6 +76,24 @@ def dtype_name(module: torch.nn.Module) -> str | None:
     found = (p.dtype for p in module.parameters() if p.dtype.is_floating_point)
     dtype = next(found, None)
     return None if dtype is None else str(dtype).removeprefix("torch.")
+
+
+# What a config says beside how the weights are used.
+_NOT_THE_FORWARD = frozenset({"transformers_version", "dtype", "torch_dtype", "architectures"})
+
+
+def config_digest(config: Any) -> str:
+    """xxh3-128 (hex) of a transformers config's settings that differ from the defaults.
+
+    A rotary base, a soft cap, a window: with them the same weights are another teacher.
+    """
+    return json_digest(
+        {
+            name: value
+            for name, value in config.to_diff_dict().items()
+            if name not in _NOT_THE_FORWARD and not name.startswith("_")
+        }
+    )
 
 
 assert np.little_endian, "label sets are digested as little-endian bytes"

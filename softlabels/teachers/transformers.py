@@ -1,187 +1,274 @@
-"""Hugging Face causal language models, their head applied to a few rows at a time."""
+"""Hugging Face models as teachers, their head applied to a few rows at a time."""
 
 from __future__ import annotations
 
-import json
-import re
+import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-import xxhash
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from softlabels.errors import TeacherError, quoted
-from softlabels.teachers.identity import TeacherIdentity, dtype_name, weights_digest
+from softlabels.teachers.checkpoint import (
+    Checkpoint,
+    Loading,
+    folder_of,
+    may_be_on_hub,
+    usable,
+)
+from softlabels.teachers.heads import apply_head
+from softlabels.teachers.identity import (
+    TeacherIdentity,
+    config_digest,
+    dtype_name,
+    weights_digest,
+)
+from softlabels.teachers.tasks import (
+    TASKS,
+    Alignment,
+    Positions,
+    Task,
+    check_task,
+    task_of,
+    task_of_model,
+)
 
 # Rows of float32 logits that exist at a time on a CPU and on an accelerator, in bytes.
-_CHUNK_BYTES = {"cpu": 32 << 20}
+_CHUNK_BYTES = {"cpu": 128 << 20}
 _ACCELERATOR_CHUNK_BYTES = 1 << 30
 
+# A trial of a model that does not take what it is tried with ends in one of these.
+_TRIAL_ERRORS = (AttributeError, LookupError, TypeError, ValueError, RuntimeError)
 
-class CausalLM:
-    """A causal LM by name or folder, or one that is loaded already.
+
+def open_model(
+    model: str | Path | nn.Module, task: str | None, *, tokenizer: Any = None, **options: Any
+) -> Pretrained:
+    """A teacher of a model by name, folder or file, or of one that is loaded already.
 
     Args:
-        model: a Hub name, a folder, or a transformers model (put into eval mode to label).
-        tokenizer: a transformers tokenizer; the model's own by default.
-        device: "cuda" where there is one, else "cpu".
-        dtype: of the weights; by default the checkpoint's on an accelerator and float32 on a CPU.
-        revision: a Hub commit, branch or tag.
+        task: None for what the model says.
+        options: the fields of `Loading`; of a loaded model only `compile` can be chosen.
 
     Raises:
-        TeacherError: there is no such model, or it is not a causal LM.
+        TeacherError: there is no such model, or it has another task.
+    """
+    if task is not None and task not in TASKS:
+        raise TeacherError(f"task is {quoted(task)}; it must be one of {', '.join(TASKS)}")
+    loading = Loading(**options)
+    source: Checkpoint | nn.Module
+    if isinstance(model, nn.Module):
+        if loading != Loading(compile=loading.compile):
+            raise TeacherError(
+                f"a loaded {type(model).__name__} is labelled as it is; choose its dtype, device "
+                "and the like when you load it"
+            )
+        source, found = model, task_of_model(model)
+    else:
+        source = Checkpoint.named(str(model), loading)
+        found = task_of(getattr(source.config, "architectures", None) or ())
+    chosen = TASKS[task] if task else found or TASKS["causal_lm"]
+    kind = CausalLM if chosen.name == "causal_lm" else Pretrained
+    who = f"the teacher {quoted(source.name)}" if isinstance(source, Checkpoint) else None
+    check_task(chosen, found, source.config, who=who or f"a {type(source).__name__}")
+    return kind(source, task=chosen, tokenizer=tokenizer, compile=loading.compile)
+
+
+class Pretrained:
+    """A teacher that transformers runs; made by `open_model`.
+
+    Args:
+        model: a checkpoint, loaded when it is needed, or a model (put into eval mode to label).
+        task: what it answers.
+        tokenizer: a transformers tokenizer; the model's own by default.
+        compile: run the body through `torch.compile`.
     """
 
     def __init__(
         self,
-        model: str | Path | nn.Module,
+        model: Checkpoint | nn.Module,
         *,
+        task: Task,
         tokenizer: Any = None,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | str | None = None,
-        revision: str | None = None,
+        compile: bool = False,
     ) -> None:
-        self._revision, self._tokenizer = revision, tokenizer
-        self.config: Any
-        if isinstance(model, nn.Module):
-            self._path, self.config = str(getattr(model, "name_or_path", "") or ""), model.config
-            if getattr(self.config, "is_encoder_decoder", False):
-                raise TeacherError(
-                    f"a {type(model).__name__} is no causal language model but an encoder and a "
-                    "decoder; wrap it in softlabels.teachers.from_callable(function, …)"
-                )
-            self.__dict__["model"] = model
-            self.device = next(model.parameters()).device
+        self.task, self._tokenizer, self._compile = task, tokenizer, compile
+        self.config: Any = model.config
+        self._weights: str | None = None
+        self._checkpoint: Checkpoint | None = None
+        if isinstance(model, Checkpoint):
+            self._checkpoint, self._path = model, model.path
+            self.device = usable(model.loading.device)
             return
-        self._path = str(model)
-        if not _may_be_on_hub(self._path) and self._folder is None:
-            raise TeacherError(f"the teacher {quoted(self._path)}: there is no such folder")
-        if revision is not None and self._folder is not None:
-            raise TeacherError(
-                f"the teacher {quoted(self._path)} is a folder, which has no revision "
-                f"{quoted(revision)}; leave out revision= (--revision)"
-            )
-        self.config = self._from_pretrained(transformers.AutoConfig)
-        self.device = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._dtype = dtype or (torch.float32 if self.device.type == "cpu" else "auto")
+        self.__dict__["model"] = model
+        self._path = str(getattr(model, "name_or_path", "") or "")
+        self.device = next(model.parameters()).device
 
     @property
-    def _folder(self) -> Path | None:
-        """Where the model lies on this machine; None for one of the Hub or one made here."""
-        return Path(self._path) if self._path and Path(self._path).is_dir() else None
+    def alignment(self) -> Alignment:
+        """Whether entry t is about token t + 1 ("next") or t ("same")."""
+        return self.task.alignment
+
+    @property
+    def positions(self) -> Positions:
+        """Whether every token has a label, or the record one, kept at its first token."""
+        return self.task.positions
 
     @property
     def classes(self) -> int:
         """V: the width of the head, padding columns included."""
+        return int(self.config.num_labels) if self.task.has_classes else self.vocabulary
+
+    @property
+    def classes_are_tokens(self) -> bool:
+        """Whether class i is token i."""
+        return not self.task.has_classes
+
+    @property
+    def vocabulary(self) -> int:
+        """How many token ids it takes; V too, unless it has classes of its own."""
         return int(self.config.get_text_config().vocab_size)
 
     @property
     def max_length(self) -> int | None:
         """The positions that the model was trained for."""
-        found = getattr(self.config.get_text_config(), "max_position_embeddings", None)
-        return None if found is None else int(found)
+        config = self.config.get_text_config()
+        found = getattr(config, "max_position_embeddings", None)
+        if found is None or int(found) < 1:
+            return None
+        # Those that count positions from the padding token's id on have so many fewer.
+        lost = (config.pad_token_id or 0) + 1 if config.model_type in _COUNT_FROM_PADDING else 0
+        return int(found) - lost
 
     @cached_property
     def tokenizer(self) -> Any | None:
         """The model's own tokenizer, unless another was given; None where it has none."""
         if self._tokenizer is not None:
             return self._tokenizer
-        folder = self._folder
-        has_none = folder is not None and not any(map(_is_of_tokenizer, folder.iterdir()))
-        if not self._path or has_none:
-            return None
-        return self._from_pretrained(transformers.AutoTokenizer)
+        checkpoint = self._checkpoint
+        if checkpoint is None:
+            if not self._path:
+                return None
+            checkpoint = Checkpoint(self._path, Loading())
+        return checkpoint.tokenizer()
 
     @cached_property
     def model(self) -> Any:
         """The model; loaded when first asked for."""
-        model, report = self._from_pretrained(
-            transformers.AutoModelForCausalLM, dtype=self._dtype, output_loading_info=True
-        )
-        # transformers fills what a checkpoint lacks with random numbers and a warning.
-        missing = sorted(report["missing_keys"])
-        if missing:
-            raise TeacherError(
-                f"the teacher {quoted(self._path)} has no weights for {quoted(missing[0])} and "
-                f"{len(missing) - 1} others; pass a whole causal language model, its head included"
-            )
-        return model.to(self.device)
+        assert self._checkpoint is not None, "a loaded model is set when it is given"
+        model, self._weights = self._checkpoint.load(self.task, self.device)
+        return model
 
     @cached_property
     def identity(self) -> TeacherIdentity:
         """Name, revision and the digest of the weights; loads them."""
-        commit = getattr(self.config, "_commit_hash", None)
-        on_hub = self._folder is None and _may_be_on_hub(self._path)
-        local_name = Path(self._path).resolve().name if self._path else "model"
+        model, weights = self.model, self._weights
         return TeacherIdentity(
-            name=self._path if on_hub else local_name,
-            revision=commit or self._revision,
-            weights=weights_digest(self.model),
-            config=_config_digest(self.model.config),
-            dtype=dtype_name(self.model),
+            name=self.name,
+            revision=self._revision,
+            weights=weights_digest(model) if weights is None else weights,
+            config=config_digest(model.config),
+            dtype=dtype_name(model),
             engine="transformers",
             engine_version=transformers.__version__,
             classes=self.classes,
+            vocabulary=None if self.classes_are_tokens else self.vocabulary,
         )
+
+    @property
+    def _revision(self) -> str | None:
+        if self._checkpoint is None:
+            return getattr(self.config, "_commit_hash", None)
+        return self._checkpoint.commit or self._checkpoint.loading.revision
+
+    @property
+    def name(self) -> str:
+        """For people: a Hub name, or that of a folder or file; never a path."""
+        if self._checkpoint is not None:
+            return self._checkpoint.name
+        if folder_of(self._path) is None and may_be_on_hub(self._path):
+            return self._path
+        return Path(self._path).resolve().name if self._path else "model"
 
     @torch.no_grad()
     def logits(self, input_ids: Tensor, wanted: Tensor, *, padding: Tensor) -> Iterator[Tensor]:
-        """As `softlabels.teachers.Teacher`: the (B, T, V) tensor is never made."""
+        """As `softlabels.teachers.Teacher`: the (B, T, V) tensor is never made.
+
+        A teacher with one label a record wants its first token alone.
+        """
         self.model.eval()  # whoever trains it between two calls leaves its dropout on
-        inputs = {
+        if self.positions == "first" and bool(wanted[:, 1:].any()):
+            raise TeacherError(
+                f"the teacher {quoted(self.name)} is {self.task.is_a}: it gives one label a "
+                "record, kept at its first token, and more were asked for"
+            )
+        if self._takes_padding:
+            yield from self._answers(self._inputs(input_ids, padding), wanted)
+            return
+        for row in range(len(input_ids)):
+            length = int((~padding[row]).sum())
+            ids, own = input_ids[row : row + 1, :length], wanted[row : row + 1, :length]
+            if own.any():
+                yield from self._answers(self._inputs(ids, torch.zeros_like(own)), own)
+
+    def _inputs(self, input_ids: Tensor, padding: Tensor) -> dict[str, Tensor]:
+        pad = self.config.get_text_config().pad_token_id
+        if self.alignment == "same" and pad is not None:
+            # Decoders that classify take the last token that is not this one.
+            input_ids = input_ids.masked_fill(padding, pad)
+        return {
             "input_ids": input_ids.to(self.device),
             "attention_mask": (~padding).long().to(self.device),
         }
-        if not self._head_is_separate:
-            every = self.model(**inputs, use_cache=False).logits
-            yield from every[wanted.to(self.device)].split(self._rows)
-            return
-        hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state
-        for rows in hidden[wanted.to(self.device)].split(self._rows):
-            yield self._head(rows)
+
+    def _answers(self, inputs: dict[str, Tensor], wanted: Tensor) -> Iterator[Tensor]:
+        """The wanted rows of logits, (rows, V), a few at a time."""
+        wanted = wanted.to(self.device)
+        if self.positions == "first":
+            logits = self._whole(**inputs, **self._no_cache).logits
+            self._check_width(logits)
+            yield logits[wanted[:, 0]]
+        elif self._head_is_separate:
+            hidden = self._body(**inputs, **self._no_cache).last_hidden_state
+            for rows in hidden[wanted].split(self._rows):
+                yield apply_head(self.model, rows)
+        else:
+            yield from self._whole(**inputs, **self._no_cache).logits[wanted].split(self._rows)
+
+    @cached_property
+    def _no_cache(self) -> dict[str, bool]:
+        takes_it = "use_cache" in inspect.signature(self.model.forward).parameters
+        return {"use_cache": False} if takes_it or self.task.name == "causal_lm" else {}
 
     @property
     def _rows(self) -> int:
         budget = _CHUNK_BYTES.get(self.device.type, _ACCELERATOR_CHUNK_BYTES)
         return max(1, budget // (4 * self.classes))
 
-    def _head(self, hidden: Tensor) -> Tensor:
-        """What the model makes of hidden states, (rows, H) → (rows, V).
+    @cached_property
+    def _body(self) -> Callable[..., Any]:
+        body = self.model.base_model
+        return torch.compile(body, dynamic=True) if self._compile else body
 
-        The model's own forward runs with its body replaced by one that answers `hidden`, so that
-        every scaling and soft cap after the head is the model's own.
-        """
-        prefix = self.model.base_model_prefix
-        body = getattr(self.model, prefix)
-        setattr(self.model, prefix, _Answer(hidden))
-        try:
-            placeholder = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
-            logits: Tensor = self.model(input_ids=placeholder, use_cache=False).logits[0]
-            return logits
-        finally:
-            setattr(self.model, prefix, body)
+    @cached_property
+    def _whole(self) -> Callable[..., Any]:
+        return torch.compile(self.model, dynamic=True) if self._compile else self.model
 
     @cached_property
     def _head_is_separate(self) -> bool:
         """Whether body and head, run apart, give what the whole model gives; tried once."""
-        ids = torch.arange(1, 9, device=self.device).remainder(self.classes).unsqueeze(0)
-        whole = self.model(input_ids=ids, use_cache=False).logits[0]
-        if whole.shape[-1] != self.classes:
-            raise TeacherError(
-                f"{quoted(self._path)}: its logits have {whole.shape[-1]} classes, its config "
-                f"says {self.classes}; correct vocab_size"
-            )
+        ids = torch.arange(1, 9, device=self.device).remainder(self.vocabulary).unsqueeze(0)
+        whole = self.model(input_ids=ids, **self._no_cache).logits[0]
+        self._check_width(whole)
         try:
-            body = self.model.base_model(input_ids=ids, use_cache=False)
-            apart = self._head(body.last_hidden_state[0])
-        except (AttributeError, LookupError, TypeError, ValueError, RuntimeError):
+            body = self.model.base_model(input_ids=ids, **self._no_cache)
+            apart = apply_head(self.model, body.last_hidden_state[0])
+        except _TRIAL_ERRORS:
             apart = None
         tolerance = 1e-3 * float(whole.abs().max())
         if apart is not None and torch.allclose(apart, whole, rtol=0, atol=tolerance):
@@ -193,72 +280,143 @@ class CausalLM:
         )
         return False
 
-    def _from_pretrained(self, kind: Any, **options: Any) -> Any:
-        if self._revision is not None:
-            options["revision"] = self._revision
+    @cached_property
+    def _takes_padding(self) -> bool:
+        """Whether padding leaves a row's own logits alone; tried once.
+
+        It does not where a convolution reads it, where a decoder that classifies has no padding
+        token, or where a summary is taken from the last column. Such rows are run one by one.
+        """
+        if self.alignment == "next":
+            return True
+        own = torch.arange(_TRIAL_TOKENS) < torch.tensor([_TRIAL_TOKENS, 2])[:, None]
+        ids = self._trial_ids(2)
+        first = self.positions == "first"
         try:
-            return kind.from_pretrained(self._path, trust_remote_code=False, **options)
-        except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-            reason = re.sub(r"\s+", " ", str(error)).split(". ")[0].rstrip(".")
+            together = self.model(**self._inputs(ids, ~own)).logits
+            return all(
+                _alike(together[row] if first else together[row, own[row]], alone.logits[0])
+                for row in range(2)
+                for alone in [self._alone(ids[row, own[row]])]
+            )
+        except _TRIAL_ERRORS:
+            return False
+
+    def _alone(self, ids: Tensor) -> Any:
+        ids = ids.unsqueeze(0)
+        return self.model(**self._inputs(ids, torch.zeros_like(ids, dtype=torch.bool)))
+
+    def _trial_ids(self, seed: int) -> Tensor:
+        """Two rows of token ids without the padding token."""
+        ids = torch.arange(seed, seed + 2 * _TRIAL_TOKENS).remainder(self.vocabulary)
+        pad = self.config.get_text_config().pad_token_id
+        if pad is not None:
+            ids[ids == pad] = (pad + 1) % self.vocabulary
+        return ids.view(2, -1)
+
+    def _check_width(self, logits: Tensor) -> None:
+        if logits.shape[-1] != self.classes:
+            field = "num_labels" if self.task.has_classes else "vocab_size"
             raise TeacherError(
-                f"the teacher {quoted(self._path)} cannot be loaded: "
-                f"{quoted(reason, limit=300)[1:-1]}; pass the folder or Hub name of a causal "
-                "language model"
-            ) from error
+                f"{quoted(self._path)}: its logits have {logits.shape[-1]} classes, its config "
+                f"says {self.classes}; correct {field}"
+            )
 
 
-def _may_be_on_hub(path: str) -> bool:
-    """Whether a name has the form `model` or `owner/model`."""
-    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path) is not None
+class CausalLM(Pretrained):
+    """A causal language model, which may label several records in one row; see `Pretrained`."""
+
+    @torch.no_grad()
+    def logits(
+        self,
+        input_ids: Tensor,
+        wanted: Tensor,
+        *,
+        padding: Tensor,
+        position_ids: Tensor | None = None,
+    ) -> Iterator[Tensor]:
+        """As `softlabels.teachers.Teacher`, and of rows that hold several records.
+
+        Args:
+            position_ids: int64, (B, T), from 0 on for each record of a row; records do not see
+                each other. Padding may only end a row. None where a row is one record.
+
+        Raises:
+            TeacherError: the model cannot keep records apart (see `can_pack`).
+        """
+        if position_ids is None:
+            yield from super().logits(input_ids, wanted, padding=padding)
+            return
+        if not self.can_pack:
+            raise TeacherError(
+                f"a {type(self.model).__name__} cannot keep the records of a row apart; give each "
+                "record a row of its own"
+            )
+        self.model.eval()
+        yield from self._answers(self._packed(input_ids, padding, position_ids), wanted)
+
+    def _packed(
+        self, input_ids: Tensor, padding: Tensor, position_ids: Tensor
+    ) -> dict[str, Tensor]:
+        # transformers tells records apart by positions that do not go on, and only where there is
+        # no attention mask. So each padding token is a record, at a position that every model has.
+        return {
+            "input_ids": input_ids.to(self.device),
+            "position_ids": position_ids.masked_fill(padding, 0).to(self.device),
+        }
+
+    @cached_property
+    def can_pack(self) -> bool:
+        """Whether each of several records in a row has the logits it has alone; tried once."""
+        self.model.eval()
+        ids = self._trial_ids(2)
+        others = ids.clone()
+        others[:, :_TRIAL_FIRST] = self._trial_ids(5)[:, :_TRIAL_FIRST]
+        padding = torch.zeros_like(ids, dtype=torch.bool)
+        padding[1, -1] = True
+        after = torch.arange(_TRIAL_TOKENS)
+        positions = torch.where(after < _TRIAL_FIRST, after, after - _TRIAL_FIRST).repeat(2, 1)
+        try:
+            with torch.no_grad():
+                found = self.model(**self._packed(ids, padding, positions), use_cache=False).logits
+                moved = self.model(**self._packed(others, padding, positions), use_cache=False)
+                alone = [self._alone(row[part]).logits[0] for row in ids for part in _TRIAL_PARTS]
+        except _TRIAL_ERRORS:
+            return False
+        own = ~padding[:, _TRIAL_FIRST:]
+        after_another = moved.logits[:, _TRIAL_FIRST:][own]
+        packed = [row[part] for row in found for part in _TRIAL_PARTS]
+        # In half precision a small leak would pass for rounding; a change of the record before
+        # shows it at any precision.
+        return _alike(after_another, found[:, _TRIAL_FIRST:][own], strict=True) and all(
+            _alike(one[: len(one) - short], other[: len(one) - short])
+            for one, other, short in zip(packed, alone, (0, 0, 0, 1), strict=True)
+        )
 
 
-def _is_of_tokenizer(file: Path) -> bool:
-    # tokenizer.json, tokenizer_config.json, vocab.json, vocab.txt, tekken.json, spiece.model, …
-    known = file.name.startswith(("tokenizer", "vocab", "tekken"))
-    return known or file.suffix in (".model", ".tiktoken")
+# What models are tried with: two rows, each of two records where they are packed.
+_TRIAL_TOKENS, _TRIAL_FIRST = 8, 3
+_TRIAL_PARTS = (slice(0, _TRIAL_FIRST), slice(_TRIAL_FIRST, _TRIAL_TOKENS))
 
-
-# What a config says beside how the weights are used.
-_NOT_THE_FORWARD = frozenset({"transformers_version", "dtype", "torch_dtype", "architectures"})
-
-
-def _config_digest(config: Any) -> str:
-    """Of the settings that differ from the defaults: a rotary base, a soft cap, a window."""
-    found = {
-        name: value
-        for name, value in config.to_diff_dict().items()
-        if name not in _NOT_THE_FORWARD and not name.startswith("_")
+# Their first token has the position after the padding token's id, as in fairseq.
+_COUNT_FROM_PADDING = frozenset(
+    {
+        "camembert",
+        "data2vec-text",
+        "ibert",
+        "longformer",
+        "mpnet",
+        "roberta",
+        "roberta-prelayernorm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "xmod",
     }
-    data = json.dumps(found, sort_keys=True, separators=(",", ":"), default=str)
-    return xxhash.xxh3_128_hexdigest(data.encode())
+)
 
 
-def _usable(device: str | torch.device) -> torch.device:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise TeacherError(
-            f"the device {quoted(device)} cannot be used: {reason}; choose another with device= "
-            "(--device)"
-        ) from error
-    return torch.device(device)
-
-
-class _Answer(nn.Module):
-    """Stands in for a model's body."""
-
-    def __init__(self, hidden: Tensor) -> None:
-        super().__init__()
-        self.hidden = hidden
-
-    def forward(self, *_: Any, **__: Any) -> Any:
-        return _Hidden(last_hidden_state=self.hidden.unsqueeze(0))
-
-
-class _Hidden(BaseModelOutputWithPast):
-    """A body's output; what else one answers (caches, cross attentions, router logits) is None."""
-
-    def __getattr__(self, name: str) -> None:
-        if name.startswith("_"):
-            raise AttributeError(name)
+def _alike(found: Tensor, expected: Tensor, *, strict: bool = False) -> bool:
+    """Whether two tensors of logits are equal but for rounding; strict for the same sums."""
+    eps = torch.finfo(expected.dtype).eps
+    tolerance = (4 * eps if strict else max(1e-3, 8 * eps)) * float(expected.abs().max())
+    return torch.allclose(found, expected, rtol=0, atol=tolerance)

@@ -131,7 +131,9 @@ def test_an_interrupt_exits_130_and_says_what_is_left(
     monkeypatch.setattr(look, "show_info", interrupt)
     done = softlabels("info", tiny)
     assert done.code == 130
-    assert done.err == "error: interrupted; what is finished stays: the same command goes on\n"
+    assert done.err == (
+        "error: interrupted; what is finished stays: run the same command again to go on\n"
+    )
 
 
 def test_ctrl_c_in_the_real_executable_leaves_a_set_that_goes_on(

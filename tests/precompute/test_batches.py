@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,25 +17,38 @@ import softlabels as sl
 from softlabels.inputs.prepare import Preparation, prepare
 from softlabels.precompute.batches import bucketed, padded
 
-LENGTHS = st.lists(st.integers(1, 40), max_size=30)
+LENGTHS = st.lists(st.integers(1, 40) | st.integers(1, 900), max_size=30)
 
 
-def slow_bucketed(lengths: list[int], batch_tokens: int) -> list[list[int]]:
-    """Longest first, equal lengths in their order; a batch is full when one more would not fit."""
-    batches: list[list[int]] = []
-    for record in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        last = batches[-1] if batches else []
-        if last and (len(last) + 1) * lengths[last[0]] <= batch_tokens:
-            last.append(record)
-        else:
-            batches.append([record])
-    return batches
+def cost(lengths: list[int], batches: list[list[int]]) -> int:
+    """Padded tokens, and 256 a batch."""
+    return sum(256 + len(batch) * max(lengths[i] for i in batch) for batch in batches)
 
 
-@given(LENGTHS, st.integers(1, 200))
-def test_buckets_are_those_of_the_slow_oracle(lengths: list[int], batch_tokens: int) -> None:
+def least_cost(lengths: list[int], batch_tokens: int) -> int:
+    """Of every way to cut the records, longest first, into batches that fit."""
+    ordered = sorted(lengths, reverse=True)
+
+    @cache
+    def best(first: int) -> int:
+        if first == len(ordered):
+            return 0
+        fitting = range(1, max(1, batch_tokens // ordered[first]) + 1)
+        return 256 + min(
+            rows * ordered[first] + best(first + rows)
+            for rows in fitting
+            if first + rows <= len(ordered)
+        )
+
+    return best(0)
+
+
+@given(LENGTHS, st.integers(1, 2000))
+def test_buckets_cost_the_least_that_is_possible(lengths: list[int], batch_tokens: int) -> None:
     found = [b.tolist() for b in bucketed(np.asarray(lengths, np.int64), batch_tokens)]
-    assert found == slow_bucketed(lengths, batch_tokens)
+    assert cost(lengths, found) == least_cost(lengths, batch_tokens)
+    together = [record for batch in found for record in batch]
+    assert together == sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     assert sorted(record for batch in found for record in batch) == list(range(len(lengths)))
     for batch in found:
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= batch_tokens

@@ -12,7 +12,7 @@ from tables import TableTeacher, contents
 
 import softlabels as sl
 from softlabels.errors import InputError, PlanMismatchError
-from softlabels.precompute import run as rooms
+from softlabels.precompute import job as rooms
 
 Run = Callable[..., sl.LabelSet]
 

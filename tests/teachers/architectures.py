@@ -35,6 +35,17 @@ def built(name: str, **changes: Any) -> Any:
             {**grouped, "tie_word_embeddings": True},
         ),
         "Qwen2": (hf.Qwen2ForCausalLM, hf.Qwen2Config, grouped),
+        "Qwen3": (hf.Qwen3ForCausalLM, hf.Qwen3Config, {**grouped, "head_dim": 8}),
+        "Mistral, window": (
+            hf.MistralForCausalLM,
+            hf.MistralConfig,
+            {**grouped, "sliding_window": 4},
+        ),
+        "Mamba": (
+            hf.MambaForCausalLM,
+            hf.MambaConfig,
+            {**short, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+        ),
         "Gemma2, soft cap": (
             hf.Gemma2ForCausalLM,
             hf.Gemma2Config,

@@ -1,0 +1,213 @@
+"""A job: data, teacher and settings, checked as far as can be before weights are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from types import NoneType
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from softlabels import codecs
+from softlabels.codecs import Plain
+from softlabels.errors import InputError, quoted
+from softlabels.inputs import tokenizer as tokenizers
+from softlabels.inputs.prepare import OnLong, Preparation
+from softlabels.inputs.sources import Source, open_source
+from softlabels.labelset import plan as plans
+from softlabels.labelset.plan import Plan, SelectionPlan
+from softlabels.precompute.label import OnError
+from softlabels.precompute.pilot import pilot
+from softlabels.selection import TopK
+from softlabels.teachers import LabelTeacher, Teacher, TeacherIdentity, resolve
+
+DEFAULT_TEMPERATURES = (1.0, 2.0, 4.0)
+DEFAULT_UNIT_ROWS = 256
+DEFAULT_BATCH_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be labelled, by whom and how.
+
+    Attributes:
+        source, teacher, preparation, selection, temperatures: as asked for, or by default.
+        codec: its name; None for that of the earlier plan, or the default.
+        earlier: the plan of the set that is gone on with; None for a new one.
+        store_inputs, probes, on_error, unit_rows, batch_tokens: see `softlabels.precompute`.
+    """
+
+    source: Source
+    teacher: Teacher
+    preparation: Preparation
+    selection: TopK
+    temperatures: tuple[float, ...]
+    codec: str | None
+    earlier: Plan | None
+    store_inputs: bool
+    probes: int
+    on_error: OnError
+    unit_rows: int
+    batch_tokens: int
+
+    @cached_property
+    def without_codec(self) -> Plan:
+        """The plan, with a codec that needs no pilot; loads the teacher."""
+        tokenizer = self.teacher.tokenizer
+        return Plan(
+            writer=f"softlabels {metadata.version('softlabels')}",
+            teacher=self._teacher_identity,
+            tokenizer=None if tokenizer is None else tokenizers.identify(tokenizer),
+            data=self.source.identity,
+            preparation=self.preparation,
+            selection=SelectionPlan(
+                name=self.selection.name, k=self.selection.k, algorithm=self.selection.algorithm
+            ),
+            codec=Plain(self.teacher.classes, self.temperatures).to_json(),
+            temperatures=self.temperatures,
+            hard_label_alignment=getattr(self.teacher, "alignment", "next"),
+            store_inputs=self.store_inputs,
+            probes=self.probes,
+            unit_rows=self.unit_rows,
+            batch_tokens=self.batch_tokens,
+        )
+
+    @property
+    def _teacher_identity(self) -> TeacherIdentity:
+        # What is known of a server is measured, and never twice the same to the last bit.
+        recognise = getattr(self.teacher, "recognise", None)
+        if recognise is not None and self.earlier is not None:
+            found: TeacherIdentity = recognise(self.earlier.teacher)
+            return found
+        return self.teacher.identity
+
+    def plan(self) -> Plan:
+        """The plan; a new one's codec learns from a pilot."""
+        bare = self.without_codec
+        return plans.with_codec(
+            bare, self.codec, self.earlier, lambda: pilot(self.source, bare, self.teacher)
+        )
+
+
+def settle(
+    data: Any,
+    teacher: Any,
+    *,
+    earlier: Plan | None = None,
+    selection: TopK | None = None,
+    column: str = "text",
+    key: str | None = None,
+    max_length: int = 512,
+    overlap: int = 0,
+    on_long: OnLong = "window",
+    assistant_only: bool = False,
+    temperatures: Sequence[float] | None = None,
+    codec: str | None = None,
+    store_inputs: bool = True,
+    probes: int = 0,
+    limit: int | None = None,
+    on_error: OnError = "raise",
+    unit_rows: int | None = None,
+    batch_tokens: int | None = None,
+) -> Job:
+    """A job of the arguments of `softlabels.precompute`, which says what they mean.
+
+    Raises:
+        InputError: data or arguments are not usable.
+        TeacherError: there is no such teacher.
+    """
+    preset = codecs.preset(codecs.DEFAULT if codec is None else codec)
+    if not isinstance(selection, (TopK, NoneType)):
+        raise InputError(f"selection is {selection!r}; expected softlabels.TopK(k)")
+    if isinstance(temperatures, (str, bytes)) or not isinstance(temperatures, (Sequence, NoneType)):
+        raise InputError(f"temperatures is {temperatures!r}; expected a list of numbers")
+    _check_choices(on_error, unit_rows=unit_rows, batch_tokens=batch_tokens)
+    if not isinstance(probes, int) or isinstance(probes, bool) or probes < 0:
+        raise InputError(f"probes is {probes}; it must be a whole number from 0 on")
+    source = open_source(data, column=column, key=key, limit=limit)
+    source.check_unique_keys()
+    try:
+        preparation = Preparation(
+            kind=source.kind,  # type: ignore[arg-type]
+            max_length=max_length,
+            overlap=overlap,
+            on_long=on_long,
+            assistant_only=assistant_only,
+        )
+    except ValidationError as error:
+        raise InputError(plans.first_problem(error)) from None
+    preparation.check()
+    if probes and source.rows is None:
+        raise InputError(
+            "the data is a stream of unknown length, and probes are spread over all of its rows; "
+            "pass data with random access"
+        )
+    known = resolve(teacher)
+    tells = known.temperatures if isinstance(known, LabelTeacher) else None
+    if temperatures is None:
+        temperatures = tells or DEFAULT_TEMPERATURES
+    if selection is None:
+        k = earlier.selection.k if earlier and codec is None else preset.k
+        selection = TopK(min(k, known.classes))
+    _check_before_loading(known, selection, preparation, temperatures)
+    _check_told(tells, temperatures)
+    return Job(
+        source=source,
+        teacher=known,
+        preparation=preparation,
+        selection=selection,
+        temperatures=tuple(temperatures),
+        codec=None if codec is None else preset.codec,
+        earlier=earlier,
+        store_inputs=store_inputs,
+        probes=probes,
+        on_error=on_error,
+        unit_rows=unit_rows or (earlier.unit_rows if earlier else DEFAULT_UNIT_ROWS),
+        batch_tokens=batch_tokens or (earlier.batch_tokens if earlier else DEFAULT_BATCH_TOKENS),
+    )
+
+
+def _check_choices(on_error: str, **counts: int | None) -> None:
+    if on_error not in get_args(OnError):
+        raise InputError(f"on_error is {quoted(on_error)}; it must be one of {get_args(OnError)}")
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise InputError(f"{name} is {count}; it must be at least 1")
+
+
+def _check_told(tells: Sequence[float] | None, temperatures: Sequence[float]) -> None:
+    """Refuse to ask of a teacher without logits what only logits tell."""
+    if tells is None:
+        return
+    beyond = [temperature for temperature in temperatures if temperature not in tells]
+    if beyond:
+        known = ", ".join(f"{temperature:g}" for temperature in tells)
+        raise InputError(
+            f"the teacher gives no logits and knows what the classes not kept sum to only at "
+            f"T = {known}, not at temperature {beyond[0]:g}; leave out temperatures="
+        )
+
+
+def _check_before_loading(
+    teacher: Teacher, selection: TopK, preparation: Preparation, temperatures: Sequence[float]
+) -> None:
+    """What can be known to fail before weights are loaded."""
+    selection.check_classes(teacher.classes)
+    if len(set(temperatures)) != len(temperatures):
+        raise InputError(f"temperatures {tuple(temperatures)} name one twice; name each once")
+    for temperature in temperatures:
+        if not isinstance(temperature, (int, float)) or not 0 < temperature < float("inf"):
+            raise InputError(f"temperature {temperature} is not a positive number")
+    if teacher.max_length is not None and preparation.max_length > teacher.max_length:
+        raise InputError(
+            f"max_length is {preparation.max_length}, but the teacher was made for at most "
+            f"{teacher.max_length} tokens; choose a smaller max_length"
+        )
+    if preparation.kind != "input_ids" and teacher.tokenizer is None:
+        raise InputError(
+            f"the column holds {preparation.kind}, but the teacher has no tokenizer; give it one, "
+            "or a column of token ids"
+        )
