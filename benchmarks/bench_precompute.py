@@ -177,9 +177,7 @@ def usual_rows(teacher: Any, rows: list[dict[str, str]]) -> Iterator[dict[str, A
             yield {"id": row["id"], "ids": i[held].tolist(), "log_probs": v[held].tolist()}
 
 
-def interleaved(
-    contestants: dict[str, Callable[[], None]], *, runs: int
-) -> dict[str, list[float]]:
+def interleaved(contestants: dict[str, Callable[[], None]], *, runs: int) -> dict[str, list[float]]:
     """Seconds of every run of each, in turn, after one that warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(runs + 1):

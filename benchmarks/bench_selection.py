@@ -1,21 +1,28 @@
 """What does reducing logits to labels cost, beside torch.topk and torch.logsumexp?
 
-    python benchmarks/bench_selection.py [--quick]
+    python benchmarks/bench_selection.py [--quick] [--device cuda]
 
-Both sides give top-k, the logsumexp at T = 1 and the log tail mass at T = 1, 2, 4. Logits are
-normal with deviation 3; in bfloat16 the k-th is nearly always tied, the worst case for ties by id.
+All sides give top-k, the logsumexp at T = 1 and the log tail mass at T = 1, 2, 4. Logits are normal
+with deviation 3; in bfloat16 the k-th is nearly always tied, the worst case for ties by id. On a
+CUDA device, where FlashInfer's top-k stands beside if it is installed, the logits' bytes a second
+are set against what a copy reads and writes there.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import importlib.util
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from timing import interleaved_medians, machine, markdown
 from torch import Tensor
 
 import softlabels as sl
+from softlabels.selection import reduce_torch
+from softlabels.selection import top_k as selecting
 
 TEMPERATURES = (1.0, 2.0, 4.0)
 
@@ -23,33 +30,85 @@ TEMPERATURES = (1.0, 2.0, 4.0)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few positions, three runs")
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    positions, runs = (16, 3) if args.quick else (128, 7)
+    device = torch.device(args.device)
+    positions, runs = (16, 3) if args.quick else (128 if device.type == "cpu" else 2048, 7)
 
     torch.manual_seed(0)
     rows = []
-    for classes in (49_152, 128_256):
+    for classes in (49_152, 128_256, 262_144):
         for dtype in (torch.float32, torch.bfloat16):
-            logits = torch.randn(positions, classes).mul_(3).to(dtype)
-            for k in (32, 64):
+            logits = torch.randn(positions, classes, device=device).mul_(3).to(dtype)
+            for k in (32, 64, 256):
                 rows.append(compare(logits, k, runs=runs))
-    print(f"{positions} positions, T = 1, 2, 4. {machine()}\n")
-    print(markdown(["V, k, dtype", "softlabels ms", "torch ms", "torch / softlabels"], rows))
+    print(f"{positions} positions, T = 1, 2, 4. {where(device)}\n")
+    names = ["softlabels ms", "torch / it"]
+    names += ["without numba ms", "torch / it"] if device.type == "cpu" else ["GB/s", "of a copy"]
+    print(markdown(["V, k, dtype", "torch ms", *names, *others(device)], rows))
 
 
 def compare(logits: Tensor, k: int, *, runs: int) -> list[str]:
-    no_labels = torch.full((len(logits),), -1)
+    no_labels = torch.full((len(logits),), -1, device=logits.device)
     ours = functools.partial(sl.TopK(k), logits, no_labels, temperatures=TEMPERATURES)
-    theirs = functools.partial(plain, logits, k)
-    check(ours(), *theirs())
-    taken = interleaved_medians({"ours": ours, "theirs": theirs}, runs=runs)
+    contestants: dict[str, Callable[[], Any]] = {
+        "torch": functools.partial(plain, logits, k),
+        "ours": ours,
+    }
+    if logits.is_cuda:
+        contestants["copy"] = logits.clone
+        for name in others(logits.device):
+            contestants[name] = functools.partial(flashinfer, logits, k)
+    else:
+        contestants["ours, torch alone"] = functools.partial(without_numba, ours)
+    theirs = contestants["torch"]()
+    check(ours(), *theirs)
+    if not logits.is_cuda:
+        check(contestants["ours, torch alone"](), *theirs)
+    taken = interleaved_medians(
+        {name: functools.partial(finished, run, logits) for name, run in contestants.items()},
+        runs=runs,
+    )
     kind = str(logits.dtype).removeprefix("torch.")
-    return [
-        f"{logits.shape[-1]:,}, {k}, {kind}",
-        f"{1e3 * taken['ours']:.0f}",
-        f"{1e3 * taken['theirs']:.0f}",
-        f"{taken['theirs'] / taken['ours']:.1f}",
-    ]
+    row = [f"{logits.shape[-1]:,}, {k}, {kind}", f"{1e3 * taken['torch']:.1f}"]
+    for name in ("ours", "ours, torch alone"):
+        if name in taken:
+            row += [f"{1e3 * taken[name]:.1f}", f"{taken['torch'] / taken[name]:.1f}"]
+    if logits.is_cuda:
+        # A copy reads and writes; a selection has to read.
+        row += [f"{logits.nbytes / taken['ours'] / 1e9:.0f}"]
+        row += [f"{taken['copy'] / 2 / taken['ours']:.0%}"]
+    return [*row, *(f"{1e3 * taken[name]:.1f}" for name in others(logits.device))]
+
+
+def others(device: torch.device) -> list[str]:
+    installed = importlib.util.find_spec("flashinfer") is not None
+    return ["FlashInfer top-k alone ms"] if device.type == "cuda" and installed else []
+
+
+def flashinfer(logits: Tensor, k: int) -> Any:
+    return importlib.import_module("flashinfer").top_k(logits, k)
+
+
+def finished(run: Callable[[], Any], logits: Tensor) -> None:
+    run()
+    if logits.is_cuda:
+        torch.cuda.synchronize(logits.device)
+
+
+def without_numba(run: Callable[[], sl.SoftLabels]) -> sl.SoftLabels:
+    """What is chosen where numba is not installed."""
+    chosen = selecting.on_cpu
+    selecting.on_cpu = lambda: (reduce_torch.reduce, selecting.CACHED_BYTES)
+    try:
+        return run()
+    finally:
+        selecting.on_cpu = chosen
+
+
+def where(device: torch.device) -> str:
+    name = f"{torch.cuda.get_device_name(device)}; " if device.type == "cuda" else ""
+    return name + machine()
 
 
 def plain(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -86,8 +86,12 @@ class PrecomputeArguments:
         int | None, _count("Rows in a work unit, which makes one shard; 256 for a new set.")
     ] = None
     batch_tokens: Annotated[
-        int | None, _count("Padded tokens in a batch, at most; 8,192 for a new set.")
+        int | None, _count("Padded tokens in a batch, at most; 8,192, a GPU: by trial.")
     ] = None
+    packing: Annotated[
+        bool,
+        Parameter(negative="", help="Several short records in a row, kept apart, for padding."),
+    ] = False
     device: Annotated[str | None, _help("Where the teacher runs; CUDA where there is one.")] = None
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"] | None,

@@ -83,7 +83,7 @@ def _settings(arguments: PrecomputeArguments) -> dict[str, Any]:
     """The arguments that `precompute` and `plan` have in common."""
     names = (
         "column key max_length overlap on_long assistant_only temperatures codec store_inputs "
-        "probes limit on_error unit_rows batch_tokens"
+        "probes limit on_error unit_rows batch_tokens packing"
     )
     selection = None if arguments.k is None else TopK(arguments.k)
     return {"selection": selection, **{name: getattr(arguments, name) for name in names.split()}}

@@ -27,7 +27,8 @@ class Preparation(BaseModel):
         max_length: tokens in a window, at most.
         overlap: tokens that a window repeats from the one before it, as context only.
         on_long: what happens to a sample above max_length.
-        special_tokens: whether the tokenizer added its own (BOS, EOS) to text.
+        special_tokens: whether the tokenizer added its own (BOS, EOS) to text; "window" where each
+            window has them ([CLS] … [SEP]), which are context only.
         assistant_only: label only the positions that predict an assistant's tokens.
     """
 
@@ -37,7 +38,7 @@ class Preparation(BaseModel):
     max_length: int
     overlap: int = 0
     on_long: OnLong = "window"
-    special_tokens: bool = True
+    special_tokens: bool | Literal["window"] = True
     assistant_only: bool = False
 
     def check(self) -> None:
@@ -134,13 +135,33 @@ def prepare(
     """
     if preparation.kind == "messages":
         _check_chat(tokenizer, preparation)
-    cut = _Cutter(preparation, classes)
+    around = _around(tokenizer) if preparation.special_tokens == "window" else ((), ())
+    cut = _Cutter(preparation, classes, around)
     for row, (tokens, wanted) in enumerate(_tokenise(column, preparation, tokenizer)):
         if isinstance(tokens, str):
             cut.failures.append((row, tokens))
         else:
             cut.add(row, tokens, wanted)
     return cut.finish()
+
+
+def _around(tokenizer: Any) -> tuple[Sequence[int], Sequence[int]]:
+    """The special tokens that a tokenizer puts before and after a text.
+
+    Raises:
+        InputError: it puts them elsewhere too.
+    """
+    bare, whole = (
+        tokenizer("a", add_special_tokens=added, return_attention_mask=False)["input_ids"]
+        for added in (False, True)
+    )
+    for first in range(len(whole) - len(bare) + 1):
+        if whole[first : first + len(bare)] == bare:
+            return whole[:first], whole[first + len(bare) :]
+    raise InputError(
+        f"a {type(tokenizer).__name__} changes a text's own tokens when it adds special ones; "
+        "pass a column of ready token ids"
+    )
 
 
 def _check_chat(tokenizer: Any, preparation: Preparation) -> None:
@@ -174,7 +195,7 @@ def _tokenise(
         texts = ["" if text is None else text for text in samples]
         encoded = tokenizer(
             texts,
-            add_special_tokens=preparation.special_tokens,
+            add_special_tokens=preparation.special_tokens is True,
             return_attention_mask=False,
             verbose=False,
         )["input_ids"]
@@ -215,8 +236,21 @@ def _chat(messages: list[Any], preparation: Preparation, tokenizer: Any) -> Toke
 class _Cutter:
     """Collects the windows of one unit."""
 
-    def __init__(self, preparation: Preparation, classes: int) -> None:
+    def __init__(
+        self,
+        preparation: Preparation,
+        classes: int,
+        around: tuple[Sequence[int], Sequence[int]],
+    ) -> None:
         self.preparation, self.classes = preparation, classes
+        self.before, self.after = (np.asarray(ids, np.int64) for ids in around)
+        self.limit = preparation.max_length - len(self.before) - len(self.after)
+        if self.limit <= preparation.overlap:
+            raise InputError(
+                f"max_length is {preparation.max_length}, which leaves {self.limit} tokens beside "
+                f"the tokenizer's special ones; it must leave more than overlap "
+                f"({preparation.overlap})"
+            )
         self.records: list[tuple[int, int, int, int, int]] = []
         self.tokens: list[Int64s] = []
         self.wanted: list[NDArray[np.bool_]] = []
@@ -231,7 +265,7 @@ class _Cutter:
         if reason is not None:
             self.failures.append((row, reason))
             return
-        limit, overlap = self.preparation.max_length, self.preparation.overlap
+        limit, overlap = self.limit, self.preparation.overlap
         if len(tokens) > limit and self.preparation.on_long in ("reject", "raise"):
             reason = f"{len(tokens)} tokens, more than max_length {limit}"
             turned_away = self.preparation.on_long == "reject"
@@ -255,7 +289,7 @@ class _Cutter:
     def _window(
         self, row: int, part: int, start: int, tokens: Int64s, wanted: NDArray[np.bool_]
     ) -> None:
-        stop = min(start + self.preparation.max_length, len(tokens))
+        stop = min(start + self.limit, len(tokens))
         labelled = wanted[start:stop].copy()
         if part:
             labelled[: self.preparation.overlap] = False
@@ -263,8 +297,9 @@ class _Cutter:
             return
         following = int(tokens[stop]) if stop < len(tokens) else -1
         self.records.append((row, part, start, len(tokens), following))
-        self.tokens.append(tokens[start:stop])
-        self.wanted.append(labelled)
+        self.tokens.append(np.concatenate([self.before, tokens[start:stop], self.after]))
+        context = np.zeros(len(self.before), bool), np.zeros(len(self.after), bool)
+        self.wanted.append(np.concatenate([context[0], labelled, context[1]]))
 
     def _unusable(self, tokens: NDArray[Any]) -> str | None:
         if not len(tokens):

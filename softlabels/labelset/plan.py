@@ -9,7 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from softlabels import codecs
 from softlabels.errors import PlanMismatchError, UnsupportedFormatError, quoted
@@ -71,6 +78,7 @@ class Plan(BaseModel):
         hard_label_alignment: "next" where entry t is the distribution over token t + 1.
         unit_rows: source rows in a work unit, which makes one shard.
         batch_tokens: padded tokens in a batch, at most; with the unit it determines the batches.
+        packing: whether a row of a batch holds several records, which do not see each other.
         probes: positions whose dense logits are kept, in the whole set.
         derived_from: the sets that this one came from without a teacher, the first one first.
     """
@@ -92,8 +100,16 @@ class Plan(BaseModel):
     store_inputs: bool = True
     unit_rows: int = Field(ge=1)
     batch_tokens: int = Field(ge=1)
+    packing: bool = False
     probes: int = Field(default=0, ge=0)
     derived_from: tuple[Origin, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        made: dict[str, Any] = write(self)
+        if not self.packing:
+            del made["packing"]
+        return made
 
     def to_bytes(self) -> bytes:
         """plan.json, byte for byte: keys in the order of the fields, indented by two."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -56,3 +56,41 @@ def padded(windows: Windows, records: NDArray[np.int64]) -> tuple[Tensor, Tensor
     wanted = np.zeros(inside.shape, bool)
     ids[inside], wanted[inside] = windows.token_ids[where], windows.wanted[where]
     return torch.from_numpy(ids), torch.from_numpy(wanted), torch.from_numpy(~inside)
+
+
+def rows_of_many(lengths: NDArray[np.int64], row_tokens: int) -> list[NDArray[np.int64]]:
+    """Records put together into rows of so many tokens: each into the first row that has room.
+
+    Args:
+        lengths: tokens of each record, (R,), none longer than a row.
+
+    Returns:
+        record numbers of each row, longest first.
+    """
+    rows: list[list[int]] = []
+    room = np.zeros(len(lengths), np.int64)
+    for record in np.argsort(-lengths, kind="stable").tolist():
+        free = np.flatnonzero(room[: len(rows)] >= lengths[record])
+        if not len(free):
+            room[len(rows)] = row_tokens
+            rows.append([])
+        row = int(free[0]) if len(free) else len(rows) - 1
+        rows[row].append(record)
+        room[row] -= lengths[record]
+    return [np.asarray(row) for row in rows]
+
+
+def packed(
+    windows: Windows, rows: Sequence[NDArray[np.int64]]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `padded`, of rows that hold several records, and each token's place in its own, (B, T)."""
+    lengths = [windows.lengths[records] for records in rows]
+    inside = np.arange(max(int(row.sum()) for row in lengths)) < [[row.sum()] for row in lengths]
+    where = np.concatenate([windows.tokens_of(records) for records in rows])
+    places = np.concatenate([np.arange(length) for row in lengths for length in row])
+    ids, position_ids = np.zeros(inside.shape, np.int64), np.zeros(inside.shape, np.int64)
+    wanted = np.zeros(inside.shape, bool)
+    ids[inside], wanted[inside] = windows.token_ids[where], windows.wanted[where]
+    position_ids[inside] = places
+    tensors = (torch.from_numpy(array) for array in (ids, wanted, ~inside, position_ids))
+    return tuple(tensors)  # type: ignore[return-value]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
 from types import NoneType
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import ValidationError
 
@@ -20,13 +20,12 @@ from softlabels.inputs.sources import Source, open_source
 from softlabels.labelset import plan as plans
 from softlabels.labelset.plan import Plan, SelectionPlan
 from softlabels.precompute.label import OnError
-from softlabels.precompute.pilot import pilot
+from softlabels.precompute.pilot import find_batch_tokens, pilot
 from softlabels.selection import TopK
 from softlabels.teachers import LabelTeacher, Teacher, TeacherIdentity, resolve
 
 DEFAULT_TEMPERATURES = (1.0, 2.0, 4.0)
 DEFAULT_UNIT_ROWS = 256
-DEFAULT_BATCH_TOKENS = 8192
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,8 @@ class Job:
         source, teacher, preparation, selection, temperatures: as asked for, or by default.
         codec: its name; None for that of the earlier plan, or the default.
         earlier: the plan of the set that is gone on with; None for a new one.
-        store_inputs, probes, on_error, unit_rows, batch_tokens: see `softlabels.precompute`.
+        store_inputs, probes, on_error, unit_rows, packing: see `softlabels.precompute`.
+        asked_batch_tokens: None for those of the earlier plan, or of a trial.
     """
 
     source: Source
@@ -51,7 +51,18 @@ class Job:
     probes: int
     on_error: OnError
     unit_rows: int
-    batch_tokens: int
+    asked_batch_tokens: int | None
+    packing: bool
+
+    @cached_property
+    def batch_tokens(self) -> int:
+        """Padded tokens in a batch, at most; a trial of an accelerator loads the teacher."""
+        if self.asked_batch_tokens is not None:
+            return self.asked_batch_tokens
+        if self.earlier is not None:
+            return self.earlier.batch_tokens
+        length = self.preparation.max_length
+        return find_batch_tokens(self.teacher, self.selection, length=length)
 
     @cached_property
     def without_codec(self) -> Plan:
@@ -73,6 +84,7 @@ class Job:
             probes=self.probes,
             unit_rows=self.unit_rows,
             batch_tokens=self.batch_tokens,
+            packing=self.packing,
         )
 
     @property
@@ -112,6 +124,7 @@ def settle(
     on_error: OnError = "raise",
     unit_rows: int | None = None,
     batch_tokens: int | None = None,
+    packing: bool = False,
 ) -> Job:
     """A job of the arguments of `softlabels.precompute`, which says what they mean.
 
@@ -129,12 +142,17 @@ def settle(
         raise InputError(f"probes is {probes}; it must be a whole number from 0 on")
     source = open_source(data, column=column, key=key, limit=limit)
     source.check_unique_keys()
+    known = resolve(teacher)
+    # A causal model reads on from what came before; others read a whole, marked as such.
+    wholes = getattr(known, "alignment", "next") == "same" and source.kind == "text"
+    special_tokens: bool | Literal["window"] = "window" if wholes else True
     try:
         preparation = Preparation(
             kind=source.kind,  # type: ignore[arg-type]
             max_length=max_length,
             overlap=overlap,
             on_long=on_long,
+            special_tokens=special_tokens,
             assistant_only=assistant_only,
         )
     except ValidationError as error:
@@ -145,7 +163,6 @@ def settle(
             "the data is a stream of unknown length, and probes are spread over all of its rows; "
             "pass data with random access"
         )
-    known = resolve(teacher)
     tells = known.temperatures if isinstance(known, LabelTeacher) else None
     if temperatures is None:
         temperatures = tells or DEFAULT_TEMPERATURES
@@ -154,6 +171,11 @@ def settle(
         selection = TopK(min(k, known.classes))
     _check_before_loading(known, selection, preparation, temperatures)
     _check_told(tells, temperatures)
+    if packing and not getattr(known, "can_pack", False):
+        raise InputError(
+            "packing needs a teacher that can keep the records of a row apart, and this one "
+            "cannot; leave out packing"
+        )
     return Job(
         source=source,
         teacher=known,
@@ -166,7 +188,8 @@ def settle(
         probes=probes,
         on_error=on_error,
         unit_rows=unit_rows or (earlier.unit_rows if earlier else DEFAULT_UNIT_ROWS),
-        batch_tokens=batch_tokens or (earlier.batch_tokens if earlier else DEFAULT_BATCH_TOKENS),
+        asked_batch_tokens=batch_tokens,
+        packing=packing,
     )
 
 

@@ -22,13 +22,16 @@ from softlabels.labelset.plan import Plan
 from softlabels.labelset.probes import Probes, choose
 from softlabels.labelset.records import Records, join
 from softlabels.labelset.shard import UnitSummary
-from softlabels.precompute.batches import bucketed, padded
+from softlabels.precompute.batches import bucketed, packed, padded, rows_of_many
 from softlabels.progress import Seen
 from softlabels.selection import TopK
 from softlabels.teachers import LabelTeacher, Teacher
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+Int64s = NDArray[np.int64]
+# Token ids, wanted, padding, and, of rows that hold several records, places in them; each (B, T).
+Inputs = tuple[Tensor, Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, Tensor]
 OnError = Literal["raise", "skip"]
 
 
@@ -182,9 +185,9 @@ class Labeller:
     ) -> dict[int, str]:
         total = len(windows.token_ids)
         failures: dict[int, str] = {}
-        for records in bucketed(windows.lengths, batch_tokens):
+        for records, inputs in self._batches(windows, batch_tokens):
             try:
-                seen = self._run(windows, records, out, dense)
+                seen = self._run(windows, records, inputs, out, dense)
             except _TeacherRaised as error:
                 # One record's fault must not cost the others of its batch: try each alone.
                 seen = _NOTHING
@@ -195,16 +198,30 @@ class Labeller:
             failures.setdefault(record, "the teacher's logits are NaN or infinite")
         return failures
 
-    def _run(self, windows: Windows, records: NDArray[np.int64], out: _Room, dense: _Dense) -> Seen:
+    def _batches(self, windows: Windows, batch_tokens: int) -> Iterator[tuple[Int64s, Inputs]]:
+        """The records of every batch, in the order of its wanted positions, and what is run."""
+        if not self.plan.packing:
+            for records in bucketed(windows.lengths, batch_tokens):
+                yield records, padded(windows, records)
+            return
+        longest = int(windows.lengths.max()) if len(windows) else 1
+        rows = rows_of_many(windows.lengths, max(longest, self.plan.preparation.max_length))
+        together = max(1, batch_tokens // max(longest, self.plan.preparation.max_length))
+        for start in range(0, len(rows), together):
+            held = rows[start : start + together]
+            yield np.concatenate(held), packed(windows, held)
+
+    def _run(
+        self, windows: Windows, records: Int64s, inputs: Inputs, out: _Room, dense: _Dense
+    ) -> Seen:
         """Label one batch into `out`."""
-        input_ids, wanted, padding = padded(windows, records)
         tokens = windows.tokens_of(records)
         tokens = tokens[windows.wanted[tokens]]
         where = torch.from_numpy(np.cumsum(windows.wanted)[tokens] - 1)
         hard = torch.from_numpy(self._hard_labels(windows)[tokens])
         done, seen = 0, _NOTHING
         with torch.no_grad():
-            for labels, logits in self._answers(input_ids, wanted, padding, hard):
+            for labels, logits in self._answers(inputs, hard):
                 rows = slice(done, done + len(labels))
                 labels = labels.to("cpu")
                 out.put(where[rows], labels)
@@ -226,11 +243,9 @@ class Labeller:
             return windows.token_ids
         return windows.hard_labels
 
-    def _answers(
-        self, input_ids: Tensor, wanted: Tensor, padding: Tensor, hard: Tensor
-    ) -> Iterator[tuple[SoftLabels, Tensor | None]]:
+    def _answers(self, inputs: Inputs, hard: Tensor) -> Iterator[tuple[SoftLabels, Tensor | None]]:
         """Labels of the wanted positions, and the logits they come from where there are any."""
-        temperatures, left = self.plan.temperatures, len(hard)
+        input_ids, wanted, padding, *places = inputs
         if isinstance(self.teacher, LabelTeacher):
             answers = self.teacher.labels(
                 input_ids, wanted, padding=padding, hard_labels=hard, k=self.selection.k
@@ -238,11 +253,13 @@ class Labeller:
             for labels in _watched(answers):
                 yield labels, None
             return
-        for logits in _watched(self.teacher.logits(input_ids, wanted, padding=padding)):
+        packing = {"position_ids": places[0]} if places else {}
+        left = len(hard)
+        for logits in _watched(self.teacher.logits(input_ids, wanted, padding=padding, **packing)):
             self._check_shape(logits, rows_left=left)
             given = hard[len(hard) - left :][: len(logits)].to(logits.device)
             left -= len(logits)
-            yield self.selection(logits, given, temperatures=temperatures), logits
+            yield self.selection(logits, given, temperatures=self.plan.temperatures), logits
 
     def _check_shape(self, logits: torch.Tensor, *, rows_left: int) -> None:
         classes = self.plan.teacher.classes
@@ -263,7 +280,8 @@ class Labeller:
         failures: dict[int, str] = {}
         for record in records:
             try:
-                self._run(windows, np.asarray([record]), out, dense)
+                alone = np.asarray([record])
+                self._run(windows, alone, padded(windows, alone), out, dense)
             except _TeacherRaised as error:
                 failures[int(record)] = str(error)
         if not failures:

@@ -47,6 +47,7 @@ def precompute(
     on_error: OnError = "raise",
     unit_rows: int | None = None,
     batch_tokens: int | None = None,
+    packing: bool = False,
     progress: bool | None = None,
 ) -> LabelSet:
     """Run a teacher once over data and write what it believes to a label set.
@@ -83,8 +84,11 @@ def precompute(
             their key, "skip" notes them in the rejects table.
         unit_rows: source rows in a work unit; a killed run loses at most one unit. The plan's
             when resuming, else 256.
-        batch_tokens: padded tokens in a teacher batch, at most. The plan's when resuming, else
-            8,192.
+        batch_tokens: padded tokens in a teacher batch, at most; halved for a unit that does not fit
+            into memory. The plan's when resuming, else 8,192 on a CPU, and on an accelerator what
+            a trial finds to be fastest.
+        packing: put short records into one row, where they do not see each other, in place of
+            padding; for transformers causal LMs that can.
         progress: show it on standard error; None shows it in a terminal only.
 
     Returns:
@@ -118,6 +122,7 @@ def precompute(
         on_error=on_error,
         unit_rows=unit_rows,
         batch_tokens=batch_tokens,
+        packing=packing,
     )
     check_writable(root)
     with shown(progress) as report:

@@ -19,7 +19,7 @@ from torch import Tensor
 from softlabels.selection.reduce_torch import squarings
 
 # A thread for fewer rows would cost more to start than it saves.
-_LEAST_ROWS = 16
+_LEAST_ROWS = 8
 # Values of a row that are exponentiated together, in the first-level cache.
 _CHUNK = 1024
 _BLOCKS = 16

@@ -18,9 +18,11 @@ from softlabels.selection import reduce_torch
 
 # A block of float32 rows that stays in a CPU's cache between the passes over it
 # (benchmarks/bench_selection.py); on an accelerator all rows go at once.
-_CACHED_BYTES = 4 << 20
+CACHED_BYTES = 4 << 20
 # Where each thread takes a row by itself: enough rows for every one of them.
-_SHARED_BYTES = 256 << 20
+SHARED_BYTES = 256 << 20
+# What narrower logits are widened to at a time: memory of such a size is used again.
+WIDENED_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,8 @@ def _reduce(
     reduce, block_bytes = reduce_torch.reduce, math.inf
     if logits.device.type == "cpu":
         reduce, block_bytes = on_cpu()
+        if logits.dtype != torch.float32:
+            block_bytes = min(block_bytes, WIDENED_BYTES)
     rows = int(max(1, min(len(logits), block_bytes // (4 * logits.shape[-1]))))
     parts = [reduce(block.float(), k, temperatures) for block in logits.split(rows)]
     values, ids, rest_max, sums = (torch.cat(each) for each in zip(*parts, strict=True))
@@ -120,5 +124,5 @@ def on_cpu() -> tuple[Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]], int]
     try:
         from softlabels.selection import reduce_numba
     except (ImportError, RuntimeError):  # not installed, or nowhere to keep what it compiles
-        return reduce_torch.reduce, _CACHED_BYTES
-    return reduce_numba.reduce, _SHARED_BYTES
+        return reduce_torch.reduce, CACHED_BYTES
+    return reduce_numba.reduce, SHARED_BYTES

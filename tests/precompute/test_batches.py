@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tables import TableTeacher
 
 import softlabels as sl
+from softlabels.errors import InputError
 from softlabels.inputs.prepare import Preparation, prepare
-from softlabels.precompute.batches import bucketed, padded
+from softlabels.precompute.batches import bucketed, packed, padded, rows_of_many
 
 LENGTHS = st.lists(st.integers(1, 40) | st.integers(1, 900), max_size=30)
 
@@ -109,3 +111,50 @@ def test_little_padding_is_computed(run: Callable[..., sl.LabelSet], tmp_path: A
     )
     tokens = sum(len(row["ids"]) for row in rows)
     assert computed < 1.1 * tokens  # in the order of the rows it is 1.7 times as many
+
+
+@given(st.lists(st.integers(1, 20), max_size=30))
+def test_rows_of_many_hold_every_record_once_and_no_row_is_too_long(lengths: list[int]) -> None:
+    rows = rows_of_many(np.asarray(lengths, np.int64), 20)
+    held = [sum(lengths[record] for record in row) for row in rows]
+    assert sorted(record for row in rows for record in row) == list(range(len(lengths)))
+    assert all(total <= 20 for total in held)
+    # Of any two rows, one is more than half full, or they would be one.
+    assert sum(total <= 10 for total in held) <= 1
+
+
+def test_packed_rows_hold_records_one_after_another_with_their_own_places() -> None:
+    samples = [[1, 2, 3], [4, 5], [6], [7, 8, 9, 1]]
+    preparation = Preparation(kind="input_ids", max_length=4)
+    windows = prepare(pa.chunked_array([samples]), preparation, tokenizer=None, classes=10)
+    ids, wanted, padding, places = packed(windows, [np.asarray([3, 2]), np.asarray([0])])
+    assert ids.tolist() == [[7, 8, 9, 1, 6], [1, 2, 3, 0, 0]]
+    assert places.tolist() == [[0, 1, 2, 3, 0], [0, 1, 2, 0, 0]]
+    assert padding.tolist() == [[False] * 5, [False] * 3 + [True] * 2]
+    assert torch.equal(wanted, ~padding)
+
+
+@pytest.mark.parametrize("batch_tokens", [64, 4096])
+def test_packed_labels_are_those_of_records_alone(
+    tmp_path: Any, teacher_dir: Any, rows: list[dict[str, Any]], batch_tokens: int
+) -> None:
+    settings: dict[str, Any] = {
+        **{"key": "id", "max_length": 64, "unit_rows": 16, "batch_tokens": batch_tokens},
+        **{"selection": sl.TopK(16), "codec": "plain", "progress": False},
+    }
+    apart = sl.precompute(rows, teacher_dir, tmp_path / "apart", **settings)
+    together = sl.precompute(rows, teacher_dir, tmp_path / "packed", packing=True, **settings)
+    assert together.plan.packing
+    for ours, theirs in zip(together, apart, strict=True):
+        assert torch.allclose(ours.log_probs, theirs.log_probs, atol=1e-4)
+        assert torch.allclose(ours.logsumexp, theirs.logsumexp, atol=1e-4)
+        assert (ours.ids == theirs.ids).float().mean() > 0.99  # others are ties
+        hard = ~theirs.hard_log_probs.isnan()
+        assert torch.allclose(ours.hard_log_probs[hard], theirs.hard_log_probs[hard], atol=1e-4)
+
+
+def test_a_teacher_that_cannot_keep_records_apart_is_refused(
+    run: Callable[..., sl.LabelSet], tmp_path: Any
+) -> None:
+    with pytest.raises(InputError, match="packing needs a teacher that can keep"):
+        run(out=tmp_path / "out", packing=True)

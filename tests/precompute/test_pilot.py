@@ -13,6 +13,7 @@ import torch
 import softlabels as sl
 from softlabels.codecs import Compact
 from softlabels.labelset.verify import verify
+from softlabels.precompute.pilot import fastest, find_batch_tokens
 
 Precompute = Callable[..., sl.LabelSet]
 
@@ -161,3 +162,50 @@ def test_a_stream_s_logits_are_kept_whatever_dtype_its_teacher_computes_in(
     assert records.token_ids is not None
     logits = module(torch.from_numpy(records.token_ids)[None])[0]
     assert torch.equal(records.labels.logits, logits.gather(-1, records.labels.ids))
+
+
+@pytest.mark.parametrize(
+    ("rates", "best"),
+    [
+        ({1: 10, 2: 20, 4: 40, 8: 41, 16: 80}, 4),
+        ({1: 10, 2: 20, 4: 40, 8: 80, 16: 160}, 16),
+        ({1: 10, 2: 9, 4: 90, 8: 90, 16: 90}, 1),
+        ({1: 10, 2: 20, 4: None, 8: 90, 16: 90}, 2),
+        ({1: None, 2: 1, 4: 1, 8: 1, 16: 1}, 1),
+    ],
+)
+def test_batches_grow_while_that_makes_them_faster_and_they_fit(
+    rates: dict[int, float | None], best: int
+) -> None:
+    def rate(size: int) -> float:
+        if (found := rates[size]) is None:
+            raise torch.OutOfMemoryError("no")
+        return found
+
+    assert fastest(list(rates), rate) == best
+
+
+def test_only_an_accelerator_is_tried(teacher_dir: Path) -> None:
+    teacher: Any = sl.teachers.causal_lm(teacher_dir)
+    assert find_batch_tokens(teacher, sl.TopK(4), length=64) == 8192
+    assert "model" not in vars(teacher)  # not even loaded
+
+
+def test_a_trial_runs_whole_batches_of_the_length_that_is_labelled() -> None:
+    class Teacher:
+        device, classes = torch.device("meta"), 100
+
+        def __init__(self) -> None:
+            self.shapes: list[tuple[int, ...]] = []
+
+        def logits(self, ids: Any, wanted: Any, *, padding: Any) -> Any:
+            self.shapes.append(tuple(ids.shape))
+            assert wanted.all()
+            assert not padding.any()
+            yield torch.randn(ids.numel(), 100)
+
+    teacher: Any = Teacher()
+    found = find_batch_tokens(teacher, sl.TopK(4), length=512)
+    assert found in {2048 << power for power in range(7)}
+    assert teacher.shapes[:2] == [(4, 512)] * 2
+    assert set(teacher.shapes) <= {(4 << power, 512) for power in range(7)}

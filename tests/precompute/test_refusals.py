@@ -13,6 +13,7 @@ from tables import TableTeacher, contents
 import softlabels as sl
 from softlabels.errors import InputError, PlanMismatchError
 from softlabels.precompute import job as rooms
+from softlabels.precompute import pilot as pilots
 
 Run = Callable[..., sl.LabelSet]
 
@@ -155,7 +156,7 @@ def test_unit_rows_and_batch_tokens_are_the_plans_when_not_given(
     started: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rooms, "DEFAULT_UNIT_ROWS", 1)
-    monkeypatch.setattr(rooms, "DEFAULT_BATCH_TOKENS", 1)
+    monkeypatch.setattr(pilots, "DEFAULT_BATCH_TOKENS", 1)
     plan = (started / "plan.json").read_bytes()
     labels = run(unit_rows=None, batch_tokens=None)
     assert labels.finished

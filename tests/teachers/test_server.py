@@ -20,6 +20,7 @@ from torch import Tensor
 import softlabels as sl
 from softlabels.errors import SoftLabelsError, TeacherError
 from softlabels.labels import SoftLabels, concatenate
+from softlabels.teachers import connection
 from softlabels.teachers import server as engine
 from softlabels.teachers.server import RecordRefused, Server
 
@@ -34,7 +35,7 @@ def table(prompt: list[int]) -> Tensor:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "_BACKOFF_S", 0.001)
+    monkeypatch.setattr(connection, "_BACKOFF_S", 0.001)
 
 
 @pytest.fixture
@@ -276,7 +277,7 @@ def test_a_run_that_stops_early_leaves_what_it_has_not_asked_for(server: Complet
 def test_a_run_that_stops_early_does_not_try_again(
     server: Completions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "_BACKOFF_S", 0.2)
+    monkeypatch.setattr(connection, "_BACKOFF_S", 0.2)
     teacher = Server(server.url, classes=V, concurrency=1)
     ids, wanted, padding = batch([3] * 2)
     hard = next_tokens(ids, wanted, padding)
@@ -367,19 +368,19 @@ def test_waits_double_and_are_no_shorter_than_the_server_asks(
             waits.append(timeout or 0.0)
             return False
 
-    monkeypatch.setattr(engine, "_BACKOFF_S", 1.0)
-    connection = engine._Connection(server.url, api_key=None, concurrency=1, retries=4, timeout=5)
+    monkeypatch.setattr(connection, "_BACKOFF_S", 1.0)
+    opened = connection.Connection(server.url, api_key=None, concurrency=1, retries=4, timeout=5)
     later = formatdate(time.time() + 90, usegmt=True)
     for header in ({}, {}, {"Retry_After": "7.5"}, {"Retry_After": later}):
         server.faults.append(lambda handler, header=header: handler.say("", status=503, **header))
     body = {"prompt": [1, 2], "prompt_logprobs": 1, "max_tokens": 1}
-    assert connection.ask("POST", "/v1/completions", body, Never()).status_code == 200
+    assert opened.ask("POST", "/v1/completions", body, Never()).status_code == 200
     assert 0.5 <= waits[0] <= 1 <= waits[1] <= 2
     assert waits[2] == 7.5
     assert 80 < waits[3] <= 90
     server.faults.extend([busy] * 9)
     with pytest.raises(TeacherError, match="in 5 tries"):
-        connection.ask("POST", "/v1/completions", body, Never())
+        opened.ask("POST", "/v1/completions", body, Never())
     assert len(waits) == 8  # none after the last try
 
 
@@ -708,9 +709,9 @@ def test_loopback_is_not_asked_through_the_environments_proxy(
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
     assert Server(server.url, classes=V, retries=0).model == "tiny"
     for host in ("localhost", "127.3.2.1", "::1", "a.localhost"):
-        assert engine._is_loopback(host)
+        assert connection.is_loopback(host)
     for host in ("10.0.0.1", "localhost.example", "example"):
-        assert not engine._is_loopback(host)
+        assert not connection.is_loopback(host)
 
 
 # ── Identity ─────────────────────────────────────────────────────────────────────────────────
