@@ -43,7 +43,7 @@ app = App(
 def precompute(arguments: Annotated[PrecomputeArguments, Parameter(name="*")]) -> int:
     """Run a teacher over data and write its soft labels; run it again to resume.
 
-    A killed run loses at most one work unit. The same command goes on where it stopped, and
+    A killed run loses the work unit at hand. The same command goes on where it stopped, and
     refuses, naming what differs, if the teacher, the data or a setting changed.
 
     --config run.yaml (or .toml, .json) reads any of these fields from a file; flags win over it.

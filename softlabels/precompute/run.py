@@ -82,8 +82,8 @@ def precompute(
         limit: only the first so many rows.
         on_error: samples that cannot be labelled (empty, NaN, teacher raised): "raise" stops with
             their key, "skip" notes them in the rejects table.
-        unit_rows: source rows in a work unit; a killed run loses at most one unit. The plan's
-            when resuming, else 256.
+        unit_rows: source rows in a work unit; a killed run loses the one at hand, and the one
+            before if that is just being written. The plan's when resuming, else 256.
         batch_tokens: padded tokens in a teacher batch, at most; halved for a unit that does not fit
             into memory. The plan's when resuming, else 8,192 on a CPU, and on an accelerator what
             a trial finds to be fastest.
