@@ -46,12 +46,12 @@ def show_plan(arguments: PlanArguments) -> int:
         **_settings(arguments),
     )
     made = forecast.model_dump_json(indent=2)
-    if arguments.write is not None:
-        arguments.write.write_text(made + "\n")
     if arguments.json:
         print(made)
     else:
         show_forecast(forecast)
+    if arguments.write is not None:
+        arguments.write.write_text(made + "\n")
     return 0
 
 

@@ -147,6 +147,8 @@ def show_record(
     following = None
     if tokens is not None and records.next_ids is not None:
         following = [*tokens[1:], int(records.next_ids[0])]
+        if labels.plan.hard_label_alignment == "same":
+            following = tokens if labels.plan.teacher.vocabulary is None else [-1] * len(tokens)
     assert found.mask is not None
     shown, rest = window.of(found.mask)
     used = found.log_probs > -math.inf
@@ -170,7 +172,10 @@ def show_record(
     title = f"key {_safe(str(identity['key']))}, part {identity['part']}: {len(found)} positions"
     # Probabilities are shown at T = 1, so only that tail adds up with them.
     tail = found.temperatures.index(1.0) if 1.0 in found.temperatures else None
-    table = _record_table(lines, _decoder(labels), tail=tail, title=title, rest=rest)
+    decode = _decoder(labels)
+    # Classes that are no tokens have numbers only.
+    guess = decode if labels.plan.teacher.vocabulary is None else str
+    table = _record_table(lines, decode, guess, tail=tail, title=title, rest=rest)
     Screen(soft_wrap=False).print(table)
     return 0
 
@@ -189,6 +194,7 @@ def _record_number(labels: LabelSet, key: str | None, part: int | None, view: in
 def _record_table(
     lines: list[dict[str, Any]],
     decode: Callable[[int], str],
+    guess: Callable[[int], str],
     *,
     tail: int | None,
     title: str,
@@ -203,7 +209,7 @@ def _record_table(
         for place, (index, log_prob) in enumerate(zip(line["ids"], line["log_probs"], strict=True)):
             style = "bold green" if index == line["next"] else ""
             guesses.append("  " if place else "")
-            guesses.append(decode(index), style)
+            guesses.append(guess(index), style)
             guesses.append(f" {math.exp(log_prob):.2f}", "dim")
         ids, following = line["ids"], line["next"]
         style = "green" if ids[:1] == [following] else "yellow" if following in ids else ""

@@ -155,12 +155,13 @@ def _around(tokenizer: Any) -> tuple[Sequence[int], Sequence[int]]:
         tokenizer("a", add_special_tokens=added, return_attention_mask=False)["input_ids"]
         for added in (False, True)
     )
-    for first in range(len(whole) - len(bare) + 1):
+    # Where nothing is left of "a", its place among the special tokens is not known.
+    for first in range(len(whole) - len(bare) + 1 if bare else 0):
         if whole[first : first + len(bare)] == bare:
             return whole[:first], whole[first + len(bare) :]
     raise InputError(
-        f"a {type(tokenizer).__name__} changes a text's own tokens when it adds special ones; "
-        "pass a column of ready token ids"
+        f"where a {type(tokenizer).__name__} puts its special tokens cannot be told; pass a column "
+        "of ready token ids"
     )
 
 
@@ -268,6 +269,8 @@ class _Cutter:
         limit, overlap = self.limit, self.preparation.overlap
         if len(tokens) > limit and self.preparation.on_long in ("reject", "raise"):
             reason = f"{len(tokens)} tokens, more than max_length {limit}"
+            if limit != self.preparation.max_length:
+                reason += f" ({self.preparation.max_length} less the special tokens)"
             turned_away = self.preparation.on_long == "reject"
             (self.rejects if turned_away else self.failures).append((row, reason))
             return

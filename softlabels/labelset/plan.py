@@ -37,6 +37,8 @@ _NOT_COMPARED = frozenset(
 # A teacher whose weights have no digest (a callable) has nothing but these.
 _NAMES_OF_WEIGHTS = frozenset({"teacher.name", "teacher.revision"})
 _SHOWN_DIFFERENCES = 6
+# What plan.json leaves out where it says nothing new.
+_ABSENT = {"packing": False, "teacher.vocabulary": None}
 
 
 class SelectionPlan(BaseModel):
@@ -108,7 +110,7 @@ class Plan(BaseModel):
     def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         made: dict[str, Any] = write(self)
         if not self.packing:
-            del made["packing"]
+            made.pop("packing", None)
         return made
 
     def to_bytes(self) -> bytes:
@@ -208,7 +210,7 @@ def check_same(found: Plan, wanted: Plan, *, where: str) -> None:
         PlanMismatchError: naming the fields that differ, with both values.
     """
     same = _NOT_COMPARED if found.teacher.weights is None else _NOT_COMPARED | _NAMES_OF_WEIGHTS
-    ours, theirs = _leaves(wanted.model_dump(mode="json")), _leaves(found.model_dump(mode="json"))
+    ours, theirs = (_ABSENT | _leaves(plan.model_dump(mode="json")) for plan in (wanted, found))
     differing = [
         name
         for name in sorted(ours.keys() | theirs.keys())

@@ -29,6 +29,7 @@ from softlabels.precompute.label import Labeller, Unit
 from softlabels.precompute.pilot import pilot
 from softlabels.progress import Tracker, shown
 from softlabels.selection import TopK
+from softlabels.teachers import LabelTeacher
 
 DEFAULT_SAMPLE_ROWS = 256
 _CHOICES = (8, 16, 32, 64, 128, 256)
@@ -139,6 +140,11 @@ def plan(
             "plan needs data of known length with random access, at least one row, and this is a "
             "stream or empty; pass a Dataset or files, or a part of the stream as a list"
         )
+    name = job.codec or codecs.DEFAULT
+    if name not in _codecs(job):
+        raise InputError(
+            f"the codec {name} keeps logits, and the teacher gives none; choose another codec"
+        )
     random = np.random.default_rng(seed)
     numbers = random.choice(source.rows, min(sample, source.rows), replace=False, shuffle=False)
     with shown(progress, doing="planning") as report:
@@ -176,7 +182,9 @@ class _Sample:
 def _label(job: Job, numbers: list[int], tracker: Tracker) -> _Sample:
     seconds = {"reading": 0.0, "teacher": 0.0, "labels": 0.0}
     classes = job.teacher.classes
-    most = max(job.selection.k, min(max(_CHOICES), classes))
+    most = job.selection.k
+    if not isinstance(job.teacher, LabelTeacher):  # a server may allow no more than was asked for
+        most = max(most, min(max(_CHOICES), classes))
     plan = job.without_codec
     label = Labeller(
         _Timed(job.teacher, seconds, "teacher"),
@@ -224,6 +232,8 @@ class _Timed:
         for method in ("logits", "labels"):
             if hasattr(teacher, method):
                 setattr(self, method, self._timed(getattr(teacher, method)))
+        if isinstance(teacher, LabelTeacher):
+            self.temperatures = teacher.temperatures
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._teacher, name)
@@ -254,9 +264,7 @@ def _forecast(job: Job, made: _Sample) -> Forecast:
     sampled = sum(map(len, labels))
     learnt = pilot(job.source, _with_k(job, labels[0].k), job.teacher)
     offered = {k for k in _CHOICES if k <= labels[0].k} | {job.selection.k}
-    names = [
-        name for name in _CODECS if name != "lossless" or job.without_codec.teacher.logits_known
-    ]
+    names = _codecs(job)
     choices: dict[tuple[str, int], Choice] = {}
     writing = math.inf
     for name in names:
@@ -298,6 +306,11 @@ def _forecast(job: Job, made: _Sample) -> Forecast:
         choices=tuple(choices.values()),
         advice=tuple(_advice(chosen, choices, shares, len(made.rejects), len(made.rows_tokens))),
     )
+
+
+def _codecs(job: Job) -> list[str]:
+    known = job.without_codec.teacher.logits_known
+    return [name for name in _CODECS if known or name != "lossless"]
 
 
 def _total(each: np.ndarray, rows: int) -> Estimate:
@@ -370,26 +383,30 @@ def _advice(
     rejects: int,
     rows: int,
 ) -> Iterator[str]:
-    compact = [choice for (name, _), choice in choices.items() if name == "compact"]
+    compact = [choices["compact", k] for k in _CHOICES if ("compact", k) in choices] or [
+        choices["compact", chosen.k]
+    ]
     enough = next(
         (small for small, large in pairwise(compact) if large.mass_kept - small.mass_kept < _WORTH),
         compact[-1],
     )
-    if enough.k < chosen.k:
+    if chosen.mass_kept >= 1 - _WORTH and chosen.k <= enough.k:
+        yield f"k = {chosen.k} keeps {chosen.mass_kept:.1%} of the mass: nothing is left to gain"
+    elif chosen.mass_kept - enough.mass_kept >= _WORTH or enough.k == chosen.k:
+        yield (
+            f"k = {chosen.k} keeps {chosen.mass_kept:.1%} of the mass, and every doubling on the "
+            "way there adds more than half a percent"
+        )
+    elif enough.k < chosen.k:
         yield (
             f"k = {enough.k} keeps {enough.mass_kept:.1%} of the mass, k = {chosen.k} "
             f"{chosen.mass_kept:.1%} at {chosen.bytes.mean / enough.bytes.mean:.1f} times the "
             "bytes: fewer entries would do"
         )
-    elif enough.k > chosen.k:
+    else:
         yield (
             f"k = {chosen.k} keeps {chosen.mass_kept:.1%} of the mass, k = {enough.k} "
             f"{enough.mass_kept:.1%} for {enough.bytes.mean / chosen.bytes.mean:.1f} times as much"
-        )
-    else:
-        yield (
-            f"k = {chosen.k} is well chosen: it keeps {chosen.mass_kept:.1%} of the mass, and "
-            "twice as many entries would add less than half a percent"
         )
     if chosen.codec == "plain":
         same = choices["compact", chosen.k]

@@ -158,6 +158,11 @@ def settle(
     except ValidationError as error:
         raise InputError(plans.first_problem(error)) from None
     preparation.check()
+    if assistant_only and getattr(known, "alignment", "next") != "next":
+        raise InputError(
+            "assistant_only labels what predicts the assistant's tokens, and this teacher answers "
+            "about the tokens themselves; leave it out"
+        )
     if probes and source.rows is None:
         raise InputError(
             "the data is a stream of unknown length, and probes are spread over all of its rows; "

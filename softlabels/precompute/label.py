@@ -205,8 +205,9 @@ class Labeller:
                 yield records, padded(windows, records)
             return
         longest = int(windows.lengths.max()) if len(windows) else 1
-        rows = rows_of_many(windows.lengths, max(longest, self.plan.preparation.max_length))
-        together = max(1, batch_tokens // max(longest, self.plan.preparation.max_length))
+        row_tokens = max(longest, min(self.plan.preparation.max_length, batch_tokens))
+        rows = rows_of_many(windows.lengths, row_tokens)
+        together = max(1, batch_tokens // row_tokens)
         for start in range(0, len(rows), together):
             held = rows[start : start + together]
             yield np.concatenate(held), packed(windows, held)
@@ -219,20 +220,22 @@ class Labeller:
         tokens = tokens[windows.wanted[tokens]]
         where = torch.from_numpy(np.cumsum(windows.wanted)[tokens] - 1)
         hard = torch.from_numpy(self._hard_labels(windows)[tokens])
-        done, seen = 0, _NOTHING
+        done, rows, seen = 0, slice(0, 0), _NOTHING
         with torch.no_grad():
             for labels, logits in self._answers(inputs, hard):
                 rows = slice(done, done + len(labels))
+                if rows.stop > len(where):
+                    break
                 labels = labels.to("cpu")
                 out.put(where[rows], labels)
                 seen = _and(seen, labels)
                 if logits is not None:
                     dense.put(where[rows], logits)
                 done += len(labels)
-        if done != len(where):
+        if rows.stop != len(where):
             raise TeacherError(
-                f"the teacher gave {done} rows of logits for {len(where)} positions; it must give "
-                "one for each"
+                f"the teacher gave {rows.stop} rows for {len(where)} positions; it must give one "
+                "for each"
             )
         return seen
 
@@ -420,6 +423,8 @@ class _Room:
             room, values = getattr(self.labels, name), getattr(labels, name)
             if room is None:
                 continue
+            if values is None:
+                raise TeacherError(f"the teacher's labels have no {name}, which the plan counts on")
             if room.dtype != values.dtype:
                 raise TeacherError(
                     f"the teacher gave logits of {values.dtype}, and its first ones were "

@@ -59,7 +59,7 @@ def pilot(source: Source, plan: Plan, teacher: Teacher) -> SoftLabels:
 DEFAULT_BATCH_TOKENS = 8192
 # Every vocabulary has as many.
 _FEW_IDS = 64
-_TRIED_TOKENS = [1 << power for power in range(11, 18)]
+_LEAST_TRIED, _DOUBLED = 2048, 7
 # A batch of twice the size that is faster by less is not worth its memory.
 _WORTH = 1.05
 
@@ -76,8 +76,9 @@ def find_batch_tokens(teacher: Teacher, selection: TopK, *, length: int) -> int:
     device = getattr(teacher, "device", None)
     if device is None or device.type == "cpu":
         return DEFAULT_BATCH_TOKENS
-    trial = partial(_tokens_per_s, teacher, selection, length)
-    return fastest([max(size, length) for size in _TRIED_TOKENS], trial)
+    rows = max(1, _LEAST_TRIED // length)
+    sizes = [length * rows << doubled for doubled in range(_DOUBLED)]
+    return fastest(sizes, partial(_tokens_per_s, teacher, selection, length))
 
 
 def fastest(sizes: Sequence[int], rate: Callable[[int], float]) -> int:
@@ -100,10 +101,13 @@ def _tokens_per_s(teacher: Teacher, selection: TopK, length: int, size: int) -> 
     rows = size // length
     ids = torch.randint(min(teacher.classes, _FEW_IDS), (rows, length))
     none = torch.zeros(rows, length, dtype=torch.bool)
+    wanted = ~none
+    if getattr(teacher, "positions", "every") == "first":
+        wanted[:, 1:] = False
     seconds = 0.0
     for _ in range(2):
         began = time.perf_counter()
-        for logits in teacher.logits(ids, ~none, padding=none):
+        for logits in teacher.logits(ids, wanted, padding=none):
             hard = torch.full((len(logits),), -1, device=logits.device)
             selection(logits, hard, temperatures=(1.0,)).to("cpu")
         seconds = time.perf_counter() - began

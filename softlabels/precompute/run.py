@@ -58,8 +58,8 @@ def precompute(
     Args:
         data: a `datasets.Dataset` or `IterableDataset`, a path or glob of Parquet, JSONL or text
             files, or an iterable of rows (mappings).
-        teacher: a causal LM's Hub name or folder, a transformers model, or a teacher (see
-            `softlabels.teachers`).
+        teacher: a model's Hub name, folder or GGUF file, a server's address, a transformers model,
+            or a teacher (see `softlabels.teachers`).
         out: a folder, new, empty or from an earlier run.
         selection: which classes are kept; the plan's when resuming without a codec, else
             `TopK(64)`, `TopK(8)` for the codec "tiny", or all of fewer classes.

@@ -50,7 +50,7 @@ class TeacherIdentity(BaseModel):
     def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         made: dict[str, Any] = write(self)
         if self.vocabulary is None:
-            del made["vocabulary"]
+            made.pop("vocabulary", None)
         return made
 
     @property

@@ -109,6 +109,12 @@ def plan() -> Plan:
     return plans.parse(BYTES, where="plan.json")
 
 
+@pytest.mark.parametrize("options", [{"exclude_none": True}, {"include": {"format", "teacher"}}])
+def test_a_plan_can_be_dumped_in_part(pristine: Path, options: dict[str, Any]) -> None:
+    plan = sl.LabelSet.open(pristine).plan
+    assert plan.model_dump(**options)["teacher"]["name"] == "table"
+
+
 def test_a_plan_is_written_to_the_same_bytes_that_it_was_read_from() -> None:
     assert plan().to_bytes() == BYTES
 

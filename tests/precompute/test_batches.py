@@ -18,6 +18,7 @@ import softlabels as sl
 from softlabels.errors import InputError
 from softlabels.inputs.prepare import Preparation, prepare
 from softlabels.precompute.batches import bucketed, packed, padded, rows_of_many
+from softlabels.precompute.label import Labeller
 
 LENGTHS = st.lists(st.integers(1, 40) | st.integers(1, 900), max_size=30)
 
@@ -151,6 +152,22 @@ def test_packed_labels_are_those_of_records_alone(
         assert (ours.ids == theirs.ids).float().mean() > 0.99  # others are ties
         hard = ~theirs.hard_log_probs.isnan()
         assert torch.allclose(ours.hard_log_probs[hard], theirs.hard_log_probs[hard], atol=1e-4)
+
+
+def test_packed_rows_are_no_longer_than_a_batch_may_be(
+    tmp_path: Any, teacher_dir: Any, rows: list[dict[str, Any]]
+) -> None:
+    teacher: Any = sl.teachers.causal_lm(teacher_dir)
+    made = sl.precompute(
+        rows[1:9], teacher, tmp_path / "out", key="id", packing=True, max_length=256,
+        batch_tokens=100, unit_rows=8, selection=sl.TopK(4), codec="plain", progress=False,
+    )  # fmt: skip
+    label = Labeller(teacher, sl.TopK(4), made.plan, "raise")
+    column = pa.chunked_array([[row["text"] for row in rows[1:9]]])
+    windows = prepare(column, made.plan.preparation, tokenizer=teacher.tokenizer, classes=512)
+    longest = int(windows.lengths.max())
+    for _, (ids, *_) in label._batches(windows, 100):
+        assert ids.numel() <= max(100, longest)
 
 
 def test_a_teacher_that_cannot_keep_records_apart_is_refused(

@@ -193,19 +193,26 @@ def test_only_an_accelerator_is_tried(teacher_dir: Path) -> None:
 
 def test_a_trial_runs_whole_batches_of_the_length_that_is_labelled() -> None:
     class Teacher:
-        device, classes = torch.device("meta"), 100
+        device, classes, positions = torch.device("meta"), 100, "every"
 
         def __init__(self) -> None:
             self.shapes: list[tuple[int, ...]] = []
 
         def logits(self, ids: Any, wanted: Any, *, padding: Any) -> Any:
             self.shapes.append(tuple(ids.shape))
-            assert wanted.all()
+            assert wanted[:, 0].all()
+            assert bool(wanted.all()) == (self.positions == "every")
             assert not padding.any()
-            yield torch.randn(ids.numel(), 100)
+            yield torch.randn(int(wanted.sum()), 100)
 
     teacher: Any = Teacher()
+    teacher.positions = "first"
+    find_batch_tokens(teacher, sl.TopK(4), length=512)
+    teacher = Teacher()
     found = find_batch_tokens(teacher, sl.TopK(4), length=512)
     assert found in {2048 << power for power in range(7)}
     assert teacher.shapes[:2] == [(4, 512)] * 2
     assert set(teacher.shapes) <= {(4 << power, 512) for power in range(7)}
+    teacher.shapes.clear()
+    find_batch_tokens(teacher, sl.TopK(4), length=3000)
+    assert teacher.shapes[:3] == [(1, 3000), (1, 3000), (2, 3000)]

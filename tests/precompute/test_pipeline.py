@@ -242,6 +242,41 @@ def test_lossless_needs_a_teacher_with_logits(tmp_path: Path, precompute: Any) -
         precompute(tmp_path / "out", teacher=Likeliest(), temperatures=None, codec="lossless")
 
 
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [("many", "gave 6 rows for 5"), ("few", "gave 4 rows for 5"), ("bare", "have no log_tails")],
+)
+def test_labels_that_do_not_fit_are_refused_in_words(
+    tmp_path: Path, precompute: Any, fault: str, words: str
+) -> None:
+    class Faulty(Likeliest):
+        def labels(self, *args: Any, **options: Any) -> Iterator[sl.SoftLabels]:
+            for found in super().labels(*args, **options):
+                if fault == "bare":
+                    yield sl.SoftLabels(ids=found.ids, log_probs=found.log_probs)
+                else:
+                    more = torch.arange(6 if fault == "many" else 4).clamp(max=4)
+                    yield found[more]
+
+    rows = [{"id": "a", "ids": [1, 2, 3, 4, 5]}]
+    with pytest.raises(sl.errors.TeacherError, match=words):
+        precompute(tmp_path / "out", rows, teacher=Faulty(), temperatures=None)
+
+
+def test_a_plan_of_a_teacher_without_logits_asks_for_no_more_than_k() -> None:
+    class Asked(Likeliest):
+        def labels(self, *args: Any, k: int, **options: Any) -> Iterator[sl.SoftLabels]:
+            assert k == 3
+            yield from super().labels(*args, k=k, **options)
+
+    rows = [{"id": f"{i}", "ids": [1, 2, 3]} for i in range(9)]
+    settings: dict[str, Any] = {"column": "ids", "key": "id", "selection": sl.TopK(3)}
+    found = sl.plan(rows, Asked(), progress=False, **settings)
+    assert {choice.k for choice in found.choices} == {3}
+    with pytest.raises(InputError, match="the codec lossless keeps logits"):
+        sl.plan(rows, Asked(), progress=False, codec="lossless", **settings)
+
+
 def test_labels_that_are_no_numbers_are_a_failure_of_their_record(
     tmp_path: Path, precompute: Any
 ) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 
 import softlabels as sl
 from softlabels.errors import InputError
+from softlabels.inputs.prepare import Preparation, prepare
 
 LABELS = 5
 
@@ -126,6 +128,29 @@ def test_ids_of_a_classifier_are_held_to_its_vocabulary_not_to_its_classes(
     assert made.plan.teacher.vocabulary == 512
     with pytest.raises(sl.errors.LabellingError, match="token id 512 is outside"):
         precompute(tmp_path / "b", [{"id": "a", "ids": [512]}], teacher=teacher, selection=None)
+
+
+def test_the_assistants_positions_are_refused_where_entries_are_about_their_own_token(
+    tmp_path: Path, wrapped: Any
+) -> None:
+    teacher = sl.teachers.pretrained(encoder("BertForMaskedLM"), tokenizer=wrapped)
+    chat = [{"text": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}]
+    with pytest.raises(InputError, match="answers about the tokens themselves"):
+        sl.precompute(
+            chat, teacher, tmp_path / "out", assistant_only=True, max_length=32, progress=False
+        )
+
+
+def test_special_tokens_whose_place_cannot_be_told_are_refused() -> None:
+    class Deaf:
+        """Makes nothing of letters that it does not know."""
+
+        def __call__(self, text: Any, *, add_special_tokens: bool, **_: Any) -> dict[str, Any]:
+            return {"input_ids": [1, 2] if add_special_tokens else []}
+
+    preparation = Preparation(kind="text", max_length=9, special_tokens="window")
+    with pytest.raises(InputError, match="cannot be told"):
+        prepare(pa.chunked_array([["x"]]), preparation, tokenizer=Deaf(), classes=9)
 
 
 def test_a_window_without_room_beside_the_special_tokens_is_refused(
