@@ -233,9 +233,10 @@ class Labeller:
                     dense.put(where[rows], logits)
                 done += len(labels)
         if rows.stop != len(where):
+            kind = "labels" if isinstance(self.teacher, LabelTeacher) else "logits"
             raise TeacherError(
-                f"the teacher gave {rows.stop} rows for {len(where)} positions; it must give one "
-                "for each"
+                f"the teacher gave {rows.stop} rows of {kind} for {len(where)} positions; it must "
+                "give one for each"
             )
         return seen
 

@@ -268,5 +268,5 @@ def test_a_process_that_derives_imports_neither_transformers_nor_datasets(
         f"code = run(['derive', {str(source)!r}, {str(tmp_path / 'dst')!r}, '--k', '4']); "
         "print(code, sorted({'transformers', 'datasets'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "0 []"

@@ -244,7 +244,11 @@ def test_lossless_needs_a_teacher_with_logits(tmp_path: Path, precompute: Any) -
 
 @pytest.mark.parametrize(
     ("fault", "words"),
-    [("many", "gave 6 rows for 5"), ("few", "gave 4 rows for 5"), ("bare", "have no log_tails")],
+    [
+        ("many", "gave 6 rows of labels for 5"),
+        ("few", "gave 4 rows of labels for 5"),
+        ("bare", "have no log_tails"),
+    ],
 )
 def test_labels_that_do_not_fit_are_refused_in_words(
     tmp_path: Path, precompute: Any, fault: str, words: str
