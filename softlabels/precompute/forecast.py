@@ -23,7 +23,7 @@ from softlabels.errors import InputError
 from softlabels.inputs.sources import chunks
 from softlabels.labels import SoftLabels
 from softlabels.labelset.records import Records, schema
-from softlabels.labelset.shard import UnitSummary, write
+from softlabels.labelset.shard import Shard, UnitSummary, write
 from softlabels.precompute.job import Job, settle
 from softlabels.precompute.label import Labeller, Unit
 from softlabels.precompute.pilot import pilot
@@ -350,11 +350,12 @@ def _written(job: Job, made: _Sample, codec: Codec, k: int) -> tuple[int, float]
             summary = UnitSummary(number, len(records), input_digest="0" * 32)
             write(path, records, summary, schema=columns, codec=codec, plan_digest="0" * 64)
             size += path.stat().st_size
-            encoded = codec.encode(labels, records.label_offsets)
-            counts = pa.array(np.diff(records.label_offsets), pa.int32())
-            found, _ = codec.decode(pa.table({"positions": counts, **encoded}))
-            nats += float(_added_kl(labels, found).sum())
-            positions += len(labels)
+            shard = Shard(path, receipt=None, name=path.name)
+            for group in range(shard.metadata.num_row_groups):
+                found = shard.records(group, codec).labels
+                exact, labels = labels[: len(found)], labels[len(found) :]
+                nats += float(_added_kl(exact, found).sum())
+                positions += len(found)
     return size, nats / max(1, positions)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, TypeVar
 
@@ -17,12 +17,13 @@ from torch import Tensor
 from softlabels.errors import LabellingError, SoftLabelsError, TeacherError, quoted
 from softlabels.inputs.digests import DIGEST_TYPE, input_digests, prepared_digest, unit_digest
 from softlabels.inputs.prepare import Windows, prepare
-from softlabels.labels import FIELDS, SoftLabels
+from softlabels.labels import SoftLabels
 from softlabels.labelset.plan import Plan
 from softlabels.labelset.probes import Probes, choose
 from softlabels.labelset.records import Records, join
 from softlabels.labelset.shard import UnitSummary
 from softlabels.precompute.batches import bucketed, packed, padded, rows_of_many
+from softlabels.precompute.room import Dense, Room
 from softlabels.progress import Seen
 from softlabels.selection import TopK
 from softlabels.teachers import LabelTeacher, Teacher
@@ -148,7 +149,7 @@ class Labeller:
 
     def _label(
         self, windows: Windows, probes: int, seed: int
-    ) -> tuple[SoftLabels, _Dense, dict[int, str]]:
+    ) -> tuple[SoftLabels, Dense, dict[int, str]]:
         """Labels of every wanted position, dense ones, and why some records have none.
 
         A batch that does not fit into memory begins the unit again with half as many tokens, so
@@ -156,14 +157,14 @@ class Labeller:
         """
         tokens = self.plan.batch_tokens
         while True:
-            out = _Room(
+            out = Room(
                 int(windows.wanted.sum()),
                 self.selection.k,
                 self.plan.temperatures,
                 keep_logits=self.keep_logits,
                 logits_known=self.plan.teacher.logits_known,
             )
-            dense = _Dense(choose(int(windows.wanted.sum()), probes, seed))
+            dense = Dense(choose(int(windows.wanted.sum()), probes, seed))
             try:
                 failures = self._label_batches(windows, tokens, out, dense)
                 return out.labels, dense, failures
@@ -181,7 +182,7 @@ class Labeller:
                 torch.cuda.empty_cache()
 
     def _label_batches(
-        self, windows: Windows, batch_tokens: int, out: _Room, dense: _Dense
+        self, windows: Windows, batch_tokens: int, out: Room, dense: Dense
     ) -> dict[int, str]:
         total = len(windows.token_ids)
         failures: dict[int, str] = {}
@@ -213,29 +214,29 @@ class Labeller:
             yield np.concatenate(held), packed(windows, held)
 
     def _run(
-        self, windows: Windows, records: Int64s, inputs: Inputs, out: _Room, dense: _Dense
+        self, windows: Windows, records: Int64s, inputs: Inputs, out: Room, dense: Dense
     ) -> Seen:
         """Label one batch into `out`."""
         tokens = windows.tokens_of(records)
         tokens = tokens[windows.wanted[tokens]]
         where = torch.from_numpy(np.cumsum(windows.wanted)[tokens] - 1)
         hard = torch.from_numpy(self._hard_labels(windows)[tokens])
-        done, rows, seen = 0, slice(0, 0), _NOTHING
+        given, seen = 0, _NOTHING
         with torch.no_grad():
             for labels, logits in self._answers(inputs, hard):
-                rows = slice(done, done + len(labels))
-                if rows.stop > len(where):
+                rows = slice(given, given + len(labels))
+                given = rows.stop
+                if given > len(where):
                     break
                 labels = labels.to("cpu")
                 out.put(where[rows], labels)
                 seen = _and(seen, labels)
                 if logits is not None:
                     dense.put(where[rows], logits)
-                done += len(labels)
-        if rows.stop != len(where):
+        if given != len(where):
             kind = "labels" if isinstance(self.teacher, LabelTeacher) else "logits"
             raise TeacherError(
-                f"the teacher gave {rows.stop} rows of {kind} for {len(where)} positions; it must "
+                f"the teacher gave {given} rows of {kind} for {len(where)} positions; it must "
                 "give one for each"
             )
         return seen
@@ -277,8 +278,8 @@ class Labeller:
         self,
         windows: Windows,
         records: NDArray[np.int64],
-        out: _Room,
-        dense: _Dense,
+        out: Room,
+        dense: Dense,
         cause: _TeacherRaised,
     ) -> dict[int, str]:
         failures: dict[int, str] = {}
@@ -378,100 +379,3 @@ def _records(windows: Windows, labels: SoftLabels, identity: pa.Table, plan: Pla
         labels=labels,
         label_offsets=counted[windows.offsets],
     )
-
-
-class _Room:
-    """A unit's labels while they are put there; NaN before.
-
-    Args:
-        keep_logits: hold the raw logits too, in the dtype of the first that come.
-        logits_known: the teacher gives logits, which have a logsumexp.
-    """
-
-    def __init__(
-        self,
-        positions: int,
-        k: int,
-        temperatures: tuple[float, ...],
-        *,
-        keep_logits: bool,
-        logits_known: bool,
-    ) -> None:
-        def unknown(*shape: int) -> torch.Tensor:
-            return torch.full((positions, *shape), torch.nan)
-
-        self._empty = keep_logits
-        self.labels = SoftLabels(
-            ids=torch.zeros(positions, k, dtype=torch.int64),
-            log_probs=unknown(k),
-            logsumexp=unknown() if logits_known else None,
-            log_tails=unknown(len(temperatures)) if temperatures else None,
-            temperatures=temperatures,
-            hard_log_probs=unknown(),
-            logits=unknown(k) if keep_logits else None,
-        )
-
-    def put(self, where: torch.Tensor, labels: SoftLabels) -> None:
-        """Labels of the positions `where`.
-
-        Raises:
-            TeacherError: the logits are of another dtype than the first ones.
-        """
-        if self._empty and self.labels.logits is not None and labels.logits is not None:
-            narrow = self.labels.logits.to(labels.logits.dtype)
-            self.labels, self._empty = replace(self.labels, logits=narrow), False
-        for name in FIELDS:
-            room, values = getattr(self.labels, name), getattr(labels, name)
-            if room is None:
-                continue
-            if values is None:
-                raise TeacherError(f"the teacher's labels have no {name}, which the plan counts on")
-            if room.dtype != values.dtype:
-                raise TeacherError(
-                    f"the teacher gave logits of {values.dtype}, and its first ones were "
-                    f"{room.dtype}: where logits are kept bit for bit, all must be of one dtype"
-                )
-            room[where] = values
-
-    @property
-    def whole(self) -> torch.Tensor:
-        """Which positions have labels that are numbers, bool, (positions,)."""
-        if self.labels.logsumexp is not None:
-            return torch.isfinite(self.labels.logsumexp)
-        return ~self.labels.log_probs.isnan().any(-1)
-
-
-class _Dense:
-    """Dense logits of a unit's probed positions, as they come.
-
-    Args:
-        chosen: bool, (positions,).
-    """
-
-    def __init__(self, chosen: NDArray[np.bool_]) -> None:
-        self._chosen = torch.from_numpy(chosen)
-        self._rows: dict[int, torch.Tensor] = {}
-
-    def put(self, where: torch.Tensor, logits: torch.Tensor) -> None:
-        """Logits, (n, V), of the positions `where`, (n,)."""
-        hits = self._chosen[where].nonzero().squeeze(1)
-        if len(hits):
-            narrow = logits[hits.to(logits.device)].to("cpu")
-            narrow = narrow.float() if narrow.dtype.itemsize > 4 else narrow
-            self._rows |= zip(where[hits].tolist(), narrow.unbind(), strict=True)
-
-    def probes(self, windows: Windows, lost: Iterable[int]) -> Probes | None:
-        """Those whose record is not lost; None if there are none."""
-        places = np.asarray(sorted(self._rows), np.int64)
-        tokens = np.flatnonzero(windows.wanted)[places]
-        records = np.searchsorted(windows.offsets, tokens, side="right") - 1
-        gone = np.zeros(len(windows), bool)
-        gone[list(lost)] = True
-        kept = np.flatnonzero(~gone[records])
-        if not len(kept):
-            return None
-        return Probes(
-            records=(np.cumsum(~gone) - 1)[records[kept]],
-            positions=(tokens - windows.offsets[records])[kept],
-            logits=torch.stack([self._rows[place] for place in places[kept].tolist()]),
-        )
