@@ -4,7 +4,8 @@ from softlabels import errors, losses, teachers
 from softlabels.labels import SoftLabels
 from softlabels.labelset.derive import derive
 from softlabels.labelset.reader import LabelSet
-from softlabels.loading.loader import Loader, loader
+from softlabels.loading.build import loader
+from softlabels.loading.loader import Loader
 from softlabels.precompute.forecast import Forecast, plan
 from softlabels.precompute.run import precompute
 from softlabels.selection import TopK

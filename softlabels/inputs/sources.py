@@ -76,16 +76,16 @@ class Source:
                 self._check_kind(table, chunk.start)
                 yield table
         else:
-            yield from regroup(self._checked(self.stream or iter(())), unit_rows)
+            yield from regroup(self.tables(self.columns), unit_rows)
 
-    def _checked(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-        """A stream's tables, reduced to the columns that are read."""
+    def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """A stream's tables, of any size, with these columns."""
         row = 0
-        for table in tables:
+        for table in self.stream or iter(()):
             # A column that a batch lacks is one whose values are all null, as in a single row.
             lacking = pa.nulls(len(table))
             names = table.column_names
-            found = {c: table.column(c) if c in names else lacking for c in self.columns}
+            found = {c: table.column(c) if c in names else lacking for c in columns}
             table = pa.table(found)
             self._check_kind(table, row)
             self.keys(table, row)

@@ -47,6 +47,18 @@ class KeyIndex:
             self._hashes.astype(_NUMBER).tobytes() + self._records.astype(_NUMBER).tobytes()
         )
 
+    def match(self, hashes: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Every pair of a place in `hashes` and a record whose key has that hash.
+
+        Returns:
+            places, ascending, and records, ascending where places are equal; both (pairs,).
+        """
+        first = np.searchsorted(self._hashes, hashes)
+        counts = np.searchsorted(self._hashes, hashes, side="right") - first
+        places = np.repeat(np.arange(len(hashes)), counts)
+        within = np.arange(len(places)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return places, self._records[first[places] + within].astype(np.int64)
+
     def candidates(self, key: pa.Array) -> list[int]:
         """Records, ascending, whose key has the same hash as this array's only one."""
         value = key_hashes(key)[0]

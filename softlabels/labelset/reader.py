@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from softlabels.codecs import Codec
 from softlabels.errors import CorruptShardError, JoinError, LabelSetError, quoted
 from softlabels.inputs import tokenizer as tokenizers
+from softlabels.inputs.digests import key_hashes
 from softlabels.labels import SoftLabels
 from softlabels.labelset import layout, manifest, probes, receipts
 from softlabels.labelset import plan as plans
@@ -145,9 +146,13 @@ class LabelSet:
     @cached_property
     def identities(self) -> pa.Table:
         """key, part, view, source_start, source_length and digests of every record, in order."""
-        tables = [self._shard(group.shard).read(group.group, IDENTITY) for group in self.row_groups]
-        none = self._no_rows.select(IDENTITY)
-        return pa.concat_tables(tables or [none]).select(IDENTITY).combine_chunks()
+        return self.columns(IDENTITY)
+
+    def columns(self, names: Sequence[str]) -> pa.Table:
+        """Columns of the shards, of every record, in order."""
+        tables = [self._shard(group.shard).read(group.group, names) for group in self.row_groups]
+        none = self._no_rows.select(names)
+        return pa.concat_tables(tables or [none]).select(names).combine_chunks()
 
     def __len__(self) -> int:
         return self._length
@@ -330,22 +335,41 @@ class LabelSet:
             )
         try:
             value = pa.array([key], pa.string() if key_type == "string" else pa.int64())
-            candidates = self._keys.candidates(value)
+            candidates = self.key_index.candidates(value)
         except (OverflowError, UnicodeEncodeError):
             return  # beyond int64, or half a surrogate pair: no record can have it
-        for number in candidates:
+        # A number that no record has is a miss, which the index as a whole must account for.
+        for number in (number for number in candidates if number < len(self)):
             for row in self._identity(number):
                 if row["key"] == key:
                     yield number, row
 
+    def match(self, keys: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The records that keys may have, by hash: each is to be confirmed by the key itself.
+
+        Returns:
+            places in `keys`, ascending, and records, ascending where places are equal.
+        """
+        places, records = self.key_index.match(key_hashes(keys))
+        known = (records >= 0) & (records < len(self))
+        if not known.all() or len(np.unique(places)) < len(keys):
+            _ = self._keys_checked
+        return places[known], records[known]
+
+    def identity(self, numbers: Sequence[int] | NDArray[np.int64]) -> pa.Table:
+        """key, part, view, source_start, source_length and digests of records, in that order."""
+        pieces = self._pieces(self._places(numbers))
+        tables = [piece.select(IDENTITY) for _, piece in pieces]
+        return pa.concat_tables(tables or [self._no_rows.select(IDENTITY)])
+
     def _identity(self, number: int) -> list[dict[str, Any]]:
         """Key, part and view of one record."""
-        ((_, piece),) = self._pieces(np.asarray([number]))
-        rows: list[dict[str, Any]] = piece.select(["key", "part", "view"]).to_pylist()
+        rows: list[dict[str, Any]] = self.identity([number]).to_pylist()
         return rows
 
     @cached_property
-    def _keys(self) -> KeyIndex:
+    def key_index(self) -> KeyIndex:
+        """From keys to the records that may have them; memory-mapped where the set is finished."""
         path = self.root / layout.KEYS
         if self.finished and path.is_file() and path.stat().st_size == 16 * len(self):
             return KeyIndex.map(path)

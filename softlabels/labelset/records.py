@@ -63,6 +63,41 @@ class Records:
             label_offsets=self.label_offsets[start : stop + 1] - positions.start,
         )
 
+    def cut(self, length: int) -> Records:
+        """Each record's first `length` tokens, and their labels; the next token is known then."""
+        starts, lengths = self.token_offsets[:-1], np.diff(self.token_offsets)
+        long = lengths > length
+        if not long.any():
+            return self
+        within = np.arange(len(self.wanted)) - np.repeat(starts, lengths)
+        kept = within < length
+        offsets = np.concatenate([[0], np.cumsum(np.minimum(lengths, length))])
+        token_ids, next_ids = self.token_ids, self.next_ids
+        if token_ids is not None and next_ids is not None:
+            next_ids = next_ids.copy()
+            next_ids[long] = token_ids[starts[long] + length]
+            token_ids = token_ids[kept]
+        wanted = self.wanted[kept]
+        places = torch.from_numpy(np.flatnonzero(kept[self.wanted])).to(self.labels.ids.device)
+        return replace(
+            self,
+            token_offsets=offsets,
+            token_ids=token_ids,
+            next_ids=next_ids,
+            wanted=wanted,
+            labels=self.labels[places],
+            label_offsets=np.concatenate([[0], np.cumsum(wanted, dtype=np.int64)])[offsets],
+        )
+
+    def without_labels(self) -> Records:
+        """The same tokens, no position labelled."""
+        return replace(
+            self,
+            wanted=np.zeros_like(self.wanted),
+            labels=self.labels[:0],
+            label_offsets=np.zeros_like(self.label_offsets),
+        )
+
     def record_labels(self, index: int) -> SoftLabels:
         """Labels of one record over all its tokens, batch shape (T,), masked where unlabelled."""
         tokens = slice(int(self.token_offsets[index]), int(self.token_offsets[index + 1]))

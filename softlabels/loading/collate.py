@@ -1,4 +1,4 @@
-"""Records to one padded batch of tensors."""
+"""Records to one batch of tensors: a row each, padded, or several in a row."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from softlabels.errors import CorruptShardError, quoted
 from softlabels.labels import NO_LABEL
 from softlabels.labelset.records import Records, scatter
 
-# What `collate` puts into a batch.
-FIELDS = ("input_ids", "attention_mask", "soft_labels", "next_ids", "key", "part")
+Int64s = NDArray[np.int64]
+
+# What a batch has of its own; packed ones have the second line too.
+PADDED = ("input_ids", "attention_mask", "soft_labels", "next_ids", "key", "part")
+PACKED = ("position_ids", "segment_ids", "cu_seqlens")
+FIELDS = (*PADDED, *PACKED)
 
 
 def collate(records: Records, *, pad_id: int) -> dict[str, Any]:
-    """Pad records on the right.
+    """Pad records on the right, a row each.
 
     Args:
         records: B of them, with their token ids.
@@ -30,29 +36,106 @@ def collate(records: Records, *, pad_id: int) -> dict[str, Any]:
     Raises:
         CorruptShardError: there are no token ids.
     """
-    identity = records.identity
-    if records.token_ids is None or records.next_ids is None:
-        raise CorruptShardError(
-            f"key {quoted(identity['key'][0].as_py())} has no token ids, but the plan says that "
-            "they are stored; softlabels writes no such set: label again"
-        )
     lengths = np.diff(records.token_offsets)
     shape = (len(records), int(lengths.max()))
-    # Where each token goes in a batch laid flat.
-    starts = np.arange(len(records)) * shape[1] - records.token_offsets[:-1]
-    places = np.arange(len(records.token_ids)) + np.repeat(starts, lengths)
+    tokens = _tokens(records, np.arange(len(records)) * shape[1], shape, pad_id=pad_id)
+    return {**tokens, "next_ids": torch.from_numpy(_following(records)), **_identity(records)}
+
+
+def collate_packed(records: Records, rows: Int64s, *, length: int, pad_id: int) -> dict[str, Any]:
+    """Put several records into a row, one after another, and pad it to one length.
+
+    Args:
+        records: R of them, none longer than `length` and none too much for its row.
+        rows: row i has the records rows[i] up to rows[i + 1], (B + 1,).
+        length: T, tokens in a row.
+        pad_id: what stands after a row's last record in input_ids.
+
+    Returns:
+        as `collate`, and: `next_ids` int64 (B, T), at each record's last token the one that
+        follows it, elsewhere −100; `position_ids` int64 (B, T), which start again at every record;
+        `segment_ids` int64 (B, T), 1, 2, … for a row's records and 0 for padding: see
+        `block_causal_mask`; `cu_seqlens` int32, where records and paddings begin in the rows laid
+        end to end, then B·T, as FlashAttention's variable-length functions take them; `key` and
+        `part` of the R records in order.
+    """
+    lengths = np.diff(records.token_offsets)
+    row = np.repeat(np.arange(len(rows) - 1), np.diff(rows))
+    # Where each record begins in its row: what the row's records before it take.
+    columns = records.token_offsets[:-1] - records.token_offsets[rows[:-1]][row]
+    shape = (len(rows) - 1, length)
+    starts = row * length + columns
+    batch = _tokens(records, starts, shape, pad_id=pad_id)
+    places = _places(records, starts)
+    position_ids, segment_ids, next_ids = np.zeros((3, *shape), np.int64)
+    within = np.arange(len(places)) - np.repeat(records.token_offsets[:-1], lengths)
+    position_ids.ravel()[places] = within
+    segment_ids.ravel()[places] = np.repeat(np.arange(len(records)) - rows[:-1][row] + 1, lengths)
+    next_ids.fill(NO_LABEL)
+    next_ids.ravel()[starts + lengths - 1] = _following(records)
+    filled = records.token_offsets[rows[1:]] - records.token_offsets[rows[:-1]]
+    paddings = np.arange(len(filled)) * length + filled
+    ends = np.concatenate([starts, paddings[filled < length], [shape[0] * length]])
+    return {
+        **batch,
+        "next_ids": torch.from_numpy(next_ids),
+        "position_ids": torch.from_numpy(position_ids),
+        "segment_ids": torch.from_numpy(segment_ids),
+        "cu_seqlens": torch.from_numpy(np.sort(ends).astype(np.int32)),
+        **_identity(records),
+    }
+
+
+def block_causal_mask(segment_ids: Tensor) -> Tensor:
+    """Which tokens a token may look at: those before it in its own record, and itself.
+
+    Args:
+        segment_ids: int64 (B, T), of a packed batch.
+
+    Returns:
+        bool (B, 1, T, T), the 4-dimensional attention_mask of transformers and of
+        `scaled_dot_product_attention`; a padding looks at paddings, so that no row of it is empty.
+    """
+    same = segment_ids.unsqueeze(-1) == segment_ids.unsqueeze(-2)
+    return same.tril().unsqueeze(1)
+
+
+def _tokens(
+    records: Records, starts: Int64s, shape: tuple[int, int], *, pad_id: int
+) -> dict[str, Any]:
+    """What covers every token, the records beginning at `starts` of the batch laid flat."""
+    if records.token_ids is None or records.next_ids is None:
+        raise CorruptShardError(
+            f"key {quoted(records.identity['key'][0].as_py())} has no token ids, but the plan says "
+            "that they are stored; softlabels writes no such set: label again"
+        )
+    places = _places(records, starts)
     input_ids = np.full(shape, pad_id, np.int64)
     attention = np.zeros(shape, np.int64)
     mask = np.zeros(shape, bool)
     input_ids.ravel()[places] = records.token_ids
     attention.ravel()[places] = 1
     mask.ravel()[places] = records.wanted
-    following = np.where(records.next_ids < 0, NO_LABEL, records.next_ids)
     return {
         "input_ids": torch.from_numpy(input_ids),
         "attention_mask": torch.from_numpy(attention),
         "soft_labels": scatter(records.labels, torch.from_numpy(mask)),
-        "next_ids": torch.from_numpy(following.astype(np.int64)),
-        "key": identity["key"].to_pylist(),
-        "part": torch.from_numpy(identity["part"].to_numpy().astype(np.int64)),
     }
+
+
+def _places(records: Records, starts: Int64s) -> Int64s:
+    """Where each token goes in a batch laid flat."""
+    shifts = np.repeat(starts - records.token_offsets[:-1], np.diff(records.token_offsets))
+    places: Int64s = np.arange(len(shifts)) + shifts
+    return places
+
+
+def _following(records: Records) -> Int64s:
+    """The token after each record's last or −100, (R,)."""
+    assert records.next_ids is not None
+    return np.where(records.next_ids < 0, NO_LABEL, records.next_ids).astype(np.int64)
+
+
+def _identity(records: Records) -> dict[str, Any]:
+    part = records.identity["part"].to_numpy().astype(np.int64)
+    return {"key": records.identity["key"].to_pylist(), "part": torch.from_numpy(part)}

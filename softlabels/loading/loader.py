@@ -2,202 +2,212 @@
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
-from typing import Any
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import islice
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from softlabels.errors import InputError
-from softlabels.labelset.reader import LabelSet
-from softlabels.loading.collate import collate
-from softlabels.loading.join import Join
-from softlabels.loading.order import MIXED_GROUPS, Order
+from softlabels.loading.ahead import made_ahead
+from softlabels.loading.batches import Place
+from softlabels.loading.feed import Feed
+from softlabels.loading.join import JoinReport
+
+Verify = Literal["first-epoch", "always", "never"]
+VERIFY = ("first-epoch", "always", "never")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which share of every round of batches is ours.
+
+    Attributes:
+        rank: of world_size.
+        given: by the user; else what torch.distributed or torchrun said.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    given: bool = False
+
+    @classmethod
+    def find(cls, rank: int | None, world_size: int | None) -> Ranks:
+        """The user's, else torch.distributed's, else those of torchrun's environment.
+
+        Raises:
+            InputError: only one is given, or they do not fit each other.
+        """
+        if rank is not None or world_size is not None:
+            if rank is None or world_size is None or not 0 <= rank < world_size:
+                raise InputError(
+                    f"rank is {rank}, world_size {world_size}; give both, with 0 ≤ rank < "
+                    "world_size, or neither: torch.distributed's are the default"
+                )
+            return cls(rank, world_size, given=True)
+        if (found := _initialised()) is not None:
+            return cls(*found)
+        named = (os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", ""))
+        if all(value.isdecimal() for value in named) and int(named[0]) < int(named[1]):
+            return cls(int(named[0]), int(named[1]))
+        return cls()
+
+    def check(self) -> None:
+        """Refuse to deliver everything to each of several ranks."""
+        found = _initialised()
+        if not self.given and found is not None and found != (self.rank, self.world_size):
+            raise InputError(
+                f"this loader was made for rank {self.rank} of {self.world_size}, before "
+                f"torch.distributed was initialised with rank {found[0]} of {found[1]}; make it "
+                "afterwards, or pass rank= and world_size="
+            )
 
 
 class Loader(IterableDataset[dict[str, Any]]):
     """Iterate over it for one epoch of batches; made by `softlabels.loader`.
 
     Each `iter()` begins the current epoch; when an epoch ends the next begins, in another order if
-    a seed was given. `state_dict` may be taken after any batch.
+    it is shuffled. `state_dict` may be taken after any batch: a few integers, the same on every
+    rank, from which a loader with any number of ranks, threads or workers goes on.
+
+    The batches of an epoch are the same for every number of ranks; rank r of W gets the batches r,
+    r + W, … In a last round that is not full, the ranks left over get one token without labels,
+    whose key is None, so that all take the same number of steps.
 
     `torch.utils.data.DataLoader(loader, batch_size=None)` gives the same batches in the same
-    order, whatever its `num_workers`. Workers hold copies: with them this object's state does not
-    move, so call `set_epoch` before each epoch, and save only between epochs.
+    order, whatever its `num_workers`, but threads are faster. Workers hold copies: with them this
+    object's state does not move, so call `set_epoch` before each epoch, and save only between
+    epochs, or use torchdata's `StatefulDataLoader`.
+
+    Args:
+        feed: what is delivered.
+        drop_last: leave out batches with fewer rows than the others, and a last round that has no
+            batch for some ranks.
+        ranks: whose share is delivered.
+        threads: that make batches; 0 makes each when it is asked for.
+        prefetch: batches that are made before they are asked for.
+        verify_inputs: in which epochs rows are held to their digests.
     """
 
     def __init__(
         self,
-        labels: LabelSet,
-        join: Join | None,
-        order: Order,
+        feed: Feed[Any],
         *,
-        batch_size: int,
         drop_last: bool,
-        pad_id: int,
+        ranks: Ranks,
+        threads: int,
+        prefetch: int,
+        verify_inputs: Verify,
     ) -> None:
-        self.labels, self._join, self._order = labels, join, order
-        self.batch_size, self.drop_last, self._pad_id = batch_size, drop_last, pad_id
-        self._epoch, self._seen, self._resume = 0, 0, 0
+        self.feed, self.drop_last, self.ranks = feed, drop_last, ranks
+        self._threads, self._prefetch, self._verify = threads, prefetch, verify_inputs
+        self._epoch, self._place, self._resume = 0, Place(), Place()
+        self._turn = 0
+        self._first_epoch: int | None = None
+
+    @property
+    def report(self) -> JoinReport | None:
+        """What the join to the data found; None without data, and for a stream before its end."""
+        return self.feed.report
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
-        records, size = len(self._order), self.batch_size
-        return records // size if self.drop_last else -(-records // size)
+        """Steps in an epoch, the same on every rank; TypeError where the input is a stream."""
+        batches, ranks = self.feed.count(self._epoch, full=self.drop_last), self.ranks.world_size
+        return batches // ranks if self.drop_last else -(-batches // ranks)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        epoch, seen, self._resume = self._epoch, self._resume, 0
         worker = get_worker_info()
+        if worker is None:
+            self.ranks.check()
         ours, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        numbers = self._order.numbers(epoch, skip=seen)
-        for turn in itertools.count():
-            batch = list(itertools.islice(numbers, self.batch_size))
-            if not batch or (self.drop_last and len(batch) < self.batch_size):
-                break
-            seen += len(batch)
-            if turn % workers == ours:  # DataLoader takes from its workers in turn
-                made = self._collate(batch)
-                self._epoch, self._seen = epoch, seen
-                yield made
+        epoch, place, turn = self._epoch, self._resume, self._turn
+        self._resume, self._turn = Place(), 0
+        make = partial(self._make, verify=self._verifies(epoch))
+        # DataLoader takes from its workers in turn.
+        rounds = enumerate(self._rounds(epoch, place), turn)
+        mine = ((number, some) for number, some in rounds if number % workers == ours)
+        threads = self._threads if worker is None else 0
+        for (number, (_, after)), made in made_ahead(
+            mine, make, threads=threads, ahead=self._prefetch
+        ):
+            self._epoch, self._place, self._turn = epoch, after, number + 1
+            yield made
         self.set_epoch(epoch + 1)
 
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch; the next `iter()` delivers it from its start."""
-        self._epoch, self._seen, self._resume = _count(epoch, "epoch"), 0, 0
+        self._epoch, self._turn = count(epoch, "epoch"), 0
+        self._place = self._resume = Place()
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader is: plain numbers and text, for `load_state_dict` or JSON."""
-        return {"version": 1, "epoch": self._epoch, "seen": self._seen, "order": self._digest}
+        place = self._place
+        state = {"version": 2, "epoch": self._epoch, "seen": place.seen, "batch": place.batch}
+        # Whose turn it is among workers is theirs alone: a new set of them begins with the first.
+        turn = {} if get_worker_info() is None else {"turn": self._turn}
+        return state | turn | {"order": self._name}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state` was taken; the batch size may differ.
+        """Go on where `state` was taken, with any number of ranks, threads and workers.
+
+        The batch size may differ, too, where records come one to a row and not by length.
 
         Raises:
             InputError: the state is of another label set, seed or choice of records, or none.
         """
-        if state.get("version") != 1 or state.get("order") != self._digest:
+        if state.get("version") != 2 or state.get("order") != self._name:
             raise InputError(
-                "this state is of another loader: label set, seed and records must be the same "
-                "(the batch size may differ)"
+                "this state is of another loader: label set, data, seed, records and arrangement "
+                "must be the same"
             )
-        seen = _count(state.get("seen"), "seen")
-        if seen > len(self._order):
-            raise InputError(f"this state has seen {seen} of {len(self._order)} records")
-        self.set_epoch(_count(state.get("epoch"), "epoch"))
-        self._seen = self._resume = seen
+        place = Place(count(state.get("seen"), "seen"), count(state.get("batch"), "batch"))
+        items = self.feed.items()
+        if items is not None and place.seen > items:
+            raise InputError(f"this state has seen {place.seen} of {items} records")
+        self.set_epoch(count(state.get("epoch"), "epoch"))
+        self._place = self._resume = place
+        self._turn = 0 if get_worker_info() is None else count(state.get("turn"), "turn")
 
-    def _collate(self, numbers: Sequence[int]) -> dict[str, Any]:
-        records = self.labels.take(numbers)
-        if self._join is None:
-            return collate(records, pad_id=self._pad_id)
-        table = self._join.fetch(numbers, records)
-        if not self.labels.plan.store_inputs:
-            records = self._join.inputs(table, records)
-        return {**self._join.extra(table), **collate(records, pad_id=self._pad_id)}
+    def _rounds(self, epoch: int, place: Place) -> Iterator[tuple[list[Any], Place]]:
+        """A batch for each rank, fewer in a last one, and the place after them."""
+        batches = self.feed.batches(epoch, place, full=self.drop_last)
+        size = self.ranks.world_size
+        while some := list(islice(batches, size)):
+            if len(some) == size or not self.drop_last:
+                yield [batch for batch, _ in some], some[-1][1]
+
+    def _make(self, work: tuple[int, tuple[list[Any], Place]], *, verify: bool) -> dict[str, Any]:
+        (_, (batches, _)), rank = work, self.ranks.rank
+        if rank < len(batches):
+            return self.feed.make(batches[rank], verify=verify)
+        return self.feed.filler(batches[0])
+
+    def _verifies(self, epoch: int) -> bool:
+        if self._first_epoch is None:
+            self._first_epoch = epoch
+        return self._verify == "always" or (
+            self._verify == "first-epoch" and epoch == self._first_epoch
+        )
 
     @cached_property
-    def _digest(self) -> str:
-        state = hashlib.sha256(f"{self._order.seed} {self._order.mixed}".encode())
-        for receipt in self.labels.receipts:
-            state.update(receipt.sha256.encode())
-        for group in self._order.groups:
-            state.update(group.tobytes())
-        return state.hexdigest()[:16]
+    def _name(self) -> str:
+        return self.feed.name
 
 
-def loader(
-    labels: LabelSet,
-    data: Any = None,
-    *,
-    batch_size: int = 8,
-    seed: int | None = None,
-    records: Sequence[int] | None = None,
-    columns: Sequence[str] | None = None,
-    tokenizer: Any = None,
-    drop_last: bool = False,
-    pad_id: int = 0,
-) -> Loader:
-    """Batches of inputs and soft labels.
-
-    Args:
-        labels: an opened label set.
-        data: what was labelled, with random access; joined by key, and every row's digest is
-            compared with the one that was labelled. May be left out when the set carries its
-            inputs.
-        batch_size: records in a batch.
-        seed: shuffles each epoch in its own order; None keeps the stored order.
-        records: only these record numbers.
-        columns: of `data`, to put into batches; all but the key and the labelled ones by default.
-        tokenizer: the student's; refused if it is not the teacher's.
-        drop_last: leave out a last batch that is not full; shuffled, it is another one in each
-            epoch.
-        pad_id: stands after a record's end in input_ids.
-
-    Returns:
-        a `Loader` of dicts; see `softlabels.loading.collate.collate` for their fields.
-
-    Raises:
-        VocabularyMismatchError: the tokenizer differs from the teacher's.
-        JoinError: labels and data do not belong together.
-        InputError: no data for a set without inputs; no records.
-    """
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}; it must be at least 1")
-    if seed is not None:
-        seed = _count(seed, "seed")
-    if tokenizer is not None:
-        labels.check_tokenizer(tokenizer)
-    if data is None and not labels.plan.store_inputs:
-        raise InputError(
-            f"{labels.root} does not carry its inputs (store_inputs=False); pass the data that "
-            "was labelled: sl.loader(labels, data)"
-        )
-    if data is None and columns:
-        raise InputError("columns= names columns of the data; pass it: sl.loader(labels, data)")
-    chosen = _chosen(labels, records)
-    mixed = min(MIXED_GROUPS, labels.groups_in_memory)
-    order = Order(_by_group(labels, chosen), seed, mixed)
-    if not len(order) or (drop_last and len(order) < batch_size):
-        raise InputError(
-            f"there are {len(order)} records to load"
-            + (f" and drop_last leaves out a batch below {batch_size}" if len(order) else "")
-        )
-    join = None
-    if data is not None:
-        join = Join(labels, data, records=chosen, columns=columns, tokenizer=tokenizer)
-    return Loader(labels, join, order, batch_size=batch_size, drop_last=drop_last, pad_id=pad_id)
-
-
-def _chosen(labels: LabelSet, records: Sequence[int] | None) -> NDArray[np.int64]:
-    """Record numbers, ascending."""
-    if records is None:
-        return np.arange(len(labels))
-    numbers = np.asarray(records)
-    chosen = np.unique(numbers)
-    if len(chosen) and not (
-        chosen.dtype.kind in "iu"
-        and numbers.shape == chosen.shape
-        and 0 <= chosen[0] <= chosen[-1] < len(labels)
-    ):
-        raise InputError(
-            f"records must be different numbers from 0 to {len(labels) - 1}, the records of the set"
-        )
-    return chosen.astype(np.int64)
-
-
-def _by_group(labels: LabelSet, chosen: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    starts = [group.start for group in labels.row_groups]
-    bounds = np.searchsorted(chosen, [*starts, len(labels)])
-    parts = [chosen[low:high] for low, high in itertools.pairwise(bounds)]
-    return [part for part in parts if len(part)]
-
-
-def _count(value: Any, name: str) -> int:
+def count(value: Any, name: str) -> int:
     """A number from 0 on; NumPy's integers too."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
         raise InputError(f"{name} is {value!r}; it must be an integer from 0 on")
     return int(value)
+
+
+def _initialised() -> tuple[int, int] | None:
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return None

@@ -119,7 +119,7 @@ def test_a_record_is_found_through_the_mapped_file_and_no_other_identity_is_read
 
     monkeypatch.setattr(sl.LabelSet, "identities", property(never))
     labels = sl.LabelSet.open(pristine)
-    assert isinstance(labels._keys._hashes, np.memmap)
+    assert isinstance(labels.key_index._hashes, np.memmap)
     for number, (key, part) in enumerate(PARTS):
         assert labels.index(key, part=part) == number
     assert torch.equal(labels.get("s3").ids, labels[5].ids)

@@ -164,7 +164,7 @@ def test_keys_of_one_hash_are_told_apart_by_the_key(
 ) -> None:
     monkeypatch.setattr(keys, "key_hashes", lambda given: np.zeros(len(given), np.uint64))
     labels = sl.LabelSet.open(pristine)
-    labels._keys = keys.KeyIndex.build([labels.identities["key"]])
+    labels.key_index = keys.KeyIndex.build([labels.identities["key"]])
     for number, (key, part) in enumerate(KEYS):
         assert labels.index(key, part=part) == number
     with pytest.raises(JoinError, match="s9"):

@@ -219,7 +219,7 @@ def test_a_state_of_another_loader_is_refused(
 @pytest.mark.parametrize(
     "changed",
     [
-        {"version": 2},
+        {"version": 1},
         {"seen": -1},
         {"seen": 1000},
         {"seen": 1.5},
@@ -288,9 +288,9 @@ def test_options_that_cannot_be_are_refused_at_once(
 def test_a_set_without_records_is_refused(tmp_path: Path, precompute: Precompute) -> None:
     rows = [{"id": "a", "ids": [99]}]
     labels = precompute(tmp_path / "set", rows, on_error="skip")
-    for data in (None, rows):
+    for options in ({}, {"data": rows, "on_missing": "skip"}):
         with pytest.raises(InputError, match="0 records"):
-            sl.loader(labels, data)
+            sl.loader(labels, **options)
 
 
 def test_another_tokenizer_is_refused(finished_set: Path, tokenizer: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from softlabels.loading.order import MIXED_GROUPS, Order
+from softlabels.loading.order import MIXED_BLOCKS, Order
 
 seeds = st.none() | st.integers(0, 2**70)
 epochs = st.integers(0, 1000)
@@ -18,25 +18,25 @@ epochs = st.integers(0, 1000)
 
 @st.composite
 def orders(draw: st.DrawFn) -> Order:
-    """Up to 40 row groups, so that there are several windows; some records of each are chosen."""
-    sizes = draw(st.lists(st.integers(1, 6), min_size=1, max_size=40))
-    starts = np.cumsum([0, *sizes])
-    groups = [
-        np.asarray(sorted(draw(st.sets(st.integers(a, b - 1), min_size=1))), np.int64)
-        for a, b in itertools.pairwise(starts.tolist())
-    ]
-    return Order(groups, draw(seeds), draw(st.sampled_from([MIXED_GROUPS, 1, 3])))
+    """Up to 150 blocks, so that there are several windows."""
+    sizes = draw(st.lists(st.integers(1, 6), min_size=1, max_size=150))
+    bounds = np.cumsum([0, *sizes])
+    return Order(bounds, draw(seeds), draw(st.sampled_from([MIXED_BLOCKS, 1, 3])))
 
 
-def even(groups: int, rows: int, seed: int | None) -> Order:
-    return Order(list(np.arange(groups * rows).reshape(groups, rows)), seed)
+def even(blocks: int, items: int, seed: int | None, mixed: int = MIXED_BLOCKS) -> Order:
+    return Order(np.arange(0, blocks * items + 1, items), seed, mixed)
+
+
+def numbers(order: Order, epoch: int, *, skip: int = 0) -> list[int]:
+    return [item for window in order.windows(epoch, skip=skip) for item in window.tolist()]
 
 
 @given(orders(), epochs)
 @settings(deadline=None, max_examples=100)
 def test_every_record_comes_exactly_once(order: Order, epoch: int) -> None:
-    expected = np.concatenate(order.groups).tolist()
-    found = list(order.numbers(epoch))
+    expected = list(range(int(order.bounds[-1])))
+    found = numbers(order, epoch)
     assert sorted(found) == expected
     assert len(order) == len(expected)
     if order.seed is None:
@@ -47,32 +47,32 @@ def test_every_record_comes_exactly_once(order: Order, epoch: int) -> None:
 @settings(deadline=None, max_examples=100)
 def test_to_skip_is_to_drop_the_beginning(order: Order, epoch: int, data: st.DataObject) -> None:
     skip = data.draw(st.integers(0, len(order) + 1))
-    again = Order([group.copy() for group in order.groups], order.seed, order.mixed)
-    assert list(again.numbers(epoch, skip=skip)) == list(order.numbers(epoch))[skip:]
+    again = Order(order.bounds.copy(), order.seed, order.mixed)
+    assert numbers(again, epoch, skip=skip) == numbers(order, epoch)[skip:]
 
 
 @given(st.integers(0, 2**70), epochs)
 @example(0, 0)
 @settings(deadline=None, max_examples=30)
 def test_other_epochs_and_other_seeds_are_other_orders(seed: int, epoch: int) -> None:
-    one = list(even(4, 10, seed).numbers(epoch))
-    assert list(even(4, 10, seed).numbers(epoch)) == one
-    assert list(even(4, 10, seed).numbers(epoch + 1)) != one
-    assert list(even(4, 10, seed + 1).numbers(epoch)) != one
-    assert list(even(4, 10, seed + 2**32).numbers(epoch)) != one
+    one = numbers(even(4, 10, seed), epoch)
+    assert numbers(even(4, 10, seed), epoch) == one
+    assert numbers(even(4, 10, seed), epoch + 1) != one
+    assert numbers(even(4, 10, seed + 1), epoch) != one
+    assert numbers(even(4, 10, seed + 2**32), epoch) != one
 
 
 def test_without_a_seed_every_epoch_is_in_stored_order() -> None:
     order = even(40, 3, None)
     for epoch in range(3):
-        assert list(order.numbers(epoch)) == list(range(120))
+        assert numbers(order, epoch) == list(range(120))
 
 
 def test_an_order_is_the_same_for_ever() -> None:
-    assert list(even(3, 4, 0).numbers(0)) == [1, 11, 2, 6, 4, 3, 8, 7, 9, 10, 5, 0]
-    assert list(even(3, 4, 7).numbers(2)) == [8, 10, 9, 4, 5, 7, 3, 6, 0, 1, 2, 11]
+    assert numbers(even(3, 4, 0), 0) == [1, 11, 2, 6, 4, 3, 8, 7, 9, 10, 5, 0]
+    assert numbers(even(3, 4, 7), 2) == [8, 10, 9, 4, 5, 7, 3, 6, 0, 1, 2, 11]
     two_windows = [0, 11, 19, 10, 6, 14, 15, 2, 9, 17, 18, 13, 4, 1, 8, 3, 12, 7, 16, 5]
-    assert list(even(20, 1, 1).numbers(0)) == two_windows
+    assert numbers(even(20, 1, 1, 16), 0) == two_windows
 
 
 def chi_square(counts: list[int], cells: int) -> float:
@@ -86,17 +86,17 @@ def test_every_permutation_is_equally_likely(shape: tuple[int, int]) -> None:
     groups, rows = shape
     order = even(groups, rows, 0)
     cells = len(list(itertools.permutations(range(groups * rows))))
-    counts = Counter(tuple(order.numbers(epoch)) for epoch in range(100 * cells))
+    counts = Counter(tuple(numbers(order, epoch)) for epoch in range(100 * cells))
     # Mean cells − 1, standard deviation √(2 (cells − 1)): six of them is once in a billion runs.
     assert chi_square(list(counts.values()), cells) < cells - 1 + 6 * (2 * (cells - 1)) ** 0.5
 
 
-def test_up_to_sixteen_groups_any_record_stands_anywhere_equally_often() -> None:
-    order = even(MIXED_GROUPS, 2, 3)
+def test_up_to_so_many_blocks_any_item_stands_anywhere_equally_often() -> None:
+    order = even(16, 2, 3, mixed=16)
     size, epochs = len(order), 3000
     seen = np.zeros((size, size), np.int64)
     for epoch in range(epochs):
-        seen[np.arange(size), list(order.numbers(epoch))] += 1
+        seen[np.arange(size), numbers(order, epoch)] += 1
     freedom = (size - 1) ** 2
     statistic = chi_square(seen.ravel().tolist(), size * size)
     assert abs(statistic - freedom) < 6 * (2 * freedom) ** 0.5
@@ -104,8 +104,8 @@ def test_up_to_sixteen_groups_any_record_stands_anywhere_equally_often() -> None
 
 @pytest.mark.parametrize("mixed", [16, 5, 1])
 def test_no_more_groups_than_are_mixed_are_open_at_a_time(mixed: int) -> None:
-    order = Order(even(50, 4, 0).groups, 0, mixed)
-    found, size = np.asarray(list(order.numbers(0))) // 4, 4 * mixed
+    order = even(50, 4, 0, mixed)
+    found, size = np.asarray(numbers(order, 0)) // 4, 4 * mixed
     windows = [set(found[start : start + size].tolist()) for start in range(0, 200, size)]
     assert [len(window) for window in windows] == [
         min(mixed, 50 - start) for start in range(0, 50, mixed)

@@ -1,0 +1,150 @@
+"""One batch: labels read, joined to their rows, checked, cut and collated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from softlabels.labels import SoftLabels
+from softlabels.labelset.reader import LabelSet
+from softlabels.labelset.records import Records
+from softlabels.labelset.records import join as join_records
+from softlabels.loading.collate import collate, collate_packed
+from softlabels.loading.rows import Rows
+
+Int64s = NDArray[np.int64]
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a batch looks like.
+
+    Attributes:
+        pad_id: stands where there is no token.
+        max_length: tokens of a record, at most; None for all.
+        row_length: tokens in a row of several records; None for a row each.
+        device: where the tensors are wanted.
+    """
+
+    pad_id: int = 0
+    max_length: int | None = None
+    row_length: int | None = None
+    device: torch.device = CPU
+
+    def collate(self, records: Records, layout: Int64s | None) -> dict[str, Any]:
+        """Records as tensors."""
+        if layout is None or self.row_length is None:
+            return collate(records, pad_id=self.pad_id)
+        return collate_packed(records, layout, length=self.row_length, pad_id=self.pad_id)
+
+    def cut(self, records: Records) -> Records:
+        """Records of no more tokens than are wanted."""
+        lengths = [length for length in (self.max_length, self.row_length) if length is not None]
+        return records.cut(min(lengths)) if lengths else records
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Rows of the data that a batch is joined to.
+
+    Attributes:
+        table: the row of each record.
+        rows: their numbers, for errors, (records,).
+        alone: rows that have no labels.
+        keys: theirs.
+    """
+
+    table: pa.Table
+    rows: Int64s
+    alone: pa.Table
+    keys: pa.Array
+
+
+class Assembler:
+    """Makes batches; may be used by several threads.
+
+    Args:
+        labels: the set.
+        rows: how the data's rows are held to it; None where the set carries its inputs.
+        shape: of the batches.
+    """
+
+    def __init__(self, labels: LabelSet, rows: Rows | None, shape: Shape) -> None:
+        self.labels, self._rows, self._shape = labels, rows, shape
+
+    def make(
+        self, numbers: Int64s, layout: Int64s | None, beside: Beside | None, *, verify: bool
+    ) -> dict[str, Any]:
+        """A batch's tensors.
+
+        Args:
+            numbers: of its records.
+            layout: row i of the batch has the records layout[i] up to layout[i + 1]; None for a
+                row each.
+            beside: rows of the data, where there is data.
+            verify: hold them to their digests.
+
+        Raises:
+            JoinError: a row is not the one that was labelled.
+            CorruptShardError: bytes of the set are not the ones that were written.
+        """
+        records, extra = self._records(numbers, beside, verify=verify)
+        batch = self._shape.collate(self._shape.cut(records), layout)
+        return self._finish({**extra, **batch})
+
+    def filler(self, numbers: Int64s, beside: Beside | None) -> dict[str, Any]:
+        """A batch of one token and no label, for a rank that has none of its own.
+
+        Its key is None. Losses and gradients of it are zero.
+        """
+        records, extra = self._records(numbers, beside, verify=False)
+        unlabelled = records.slice(0, 1).cut(1).without_labels()
+        one = replace(unlabelled, next_ids=np.full(1, -1))
+        layout = None if self._shape.row_length is None else np.asarray([0, 1])
+        extra = {name: values[:1] for name, values in extra.items()}
+        return self._finish({**extra, **self._shape.collate(one, layout), "key": [None]})
+
+    def _finish(self, batch: dict[str, Any]) -> dict[str, Any]:
+        device = self._shape.device
+        if device.type == "cpu":
+            return batch
+        return {name: _moved(value, device) for name, value in batch.items()}
+
+    def _records(
+        self, numbers: Int64s, beside: Beside | None, *, verify: bool
+    ) -> tuple[Records, dict[str, Any]]:
+        """Records with their tokens, and the columns of their rows."""
+        records = self.labels.take(numbers, device=self._shape.device)
+        if beside is None or self._rows is None:
+            return records, {}
+        parts, tables = [], []
+        if len(numbers):
+            check = self._rows.check if verify else self._rows.check_keys
+            check(beside.table, records, beside.rows)
+            if not self.labels.plan.store_inputs:
+                records = self._rows.with_inputs(beside.table, records)
+            parts.append(records)
+            tables.append(beside.table)
+        if len(beside.alone):
+            none = self.labels.take([0], device=self._shape.device).labels[:0]
+            records, at = self._rows.unlabelled(beside.alone, beside.keys, none)
+            parts.append(records)
+            tables.append(beside.alone.take(pa.array(at)))
+        table = pa.concat_tables(tables, promote_options="permissive")
+        return join_records(parts), self._rows.extra(table)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """On the device, the copy not waited for."""
+    if isinstance(value, SoftLabels):
+        return value if value.ids.device == device else value.to(device)
+    if isinstance(value, torch.Tensor):
+        pinned = value.pin_memory() if device.type == "cuda" else value
+        return pinned.to(device, non_blocking=True)
+    return value

@@ -1,0 +1,257 @@
+"""The front door to loading: what a user asks for becomes a Loader."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from softlabels.errors import InputError
+from softlabels.inputs.sources import Source
+from softlabels.labelset.reader import LabelSet
+from softlabels.loading.assemble import Assembler, Shape
+from softlabels.loading.batches import Arrangement, AsTheyCome, ByLength, Packed
+from softlabels.loading.choice import AndUnlabelled, Choice, Parts, choose, numbers
+from softlabels.loading.feed import Feed, OrderedFeed
+from softlabels.loading.join import ON_MISSING, Join, OnMissing
+from softlabels.loading.loader import VERIFY, Loader, Ranks, Verify, count
+from softlabels.loading.order import MIXED_BLOCKS, Order
+from softlabels.loading.rows import Rows, open_for
+from softlabels.loading.stream import StreamedFeed
+
+Int64s = NDArray[np.int64]
+
+
+def loader(
+    labels: LabelSet,
+    data: Any = None,
+    *,
+    batch_size: int = 8,
+    shuffle: bool | None = None,
+    seed: int | None = None,
+    records: Sequence[int] | None = None,
+    parts: Parts = "all",
+    max_length: int | None = None,
+    row_length: int | None = None,
+    by_length: bool = False,
+    columns: Sequence[str] | None = None,
+    tokenizer: Any = None,
+    on_missing: OnMissing = "error",
+    verify_inputs: Verify = "always",
+    drop_last: bool = False,
+    pad_id: int = 0,
+    rank: int | None = None,
+    world_size: int | None = None,
+    threads: int | None = None,
+    prefetch: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Loader:
+    """Batches of inputs and soft labels.
+
+    Args:
+        labels: an opened label set.
+        data: what was labelled, joined by key: anything that `softlabels.precompute` takes, any
+            torch dataset of mappings. Where it has random access the labels lead; a stream leads
+            itself. May be left out when the set carries its inputs.
+        batch_size: rows in a batch of one rank.
+        shuffle: each epoch in its own order; by default if a seed is given. False is the set's
+            order.
+        seed: of everything drawn; 0 where it is shuffled without one.
+        records: only these record numbers.
+        parts: of a sample that was cut into several records: "all", "one" drawn anew for each
+            (epoch, key), or in turn ("cycle").
+        max_length: tokens of a record, at most; labels are cut with them.
+        row_length: put several records into each row of so many tokens; see
+            `softlabels.loading.collate.collate_packed` for what such a batch has.
+        by_length: put records of about one length into a batch, to pad less.
+        columns: of `data`, to put into batches; all but the key and the labelled ones by default.
+        tokenizer: the student's; refused if it is not the teacher's.
+        on_missing: rows of the data without labels raise ("error"), are left out ("skip"), or come
+            without labels, for a loss on their hard labels ("hard-label"). Labels without a row
+            are left out and reported.
+        verify_inputs: hold every row to the digest of what was labelled, "always", in the
+            "first-epoch" that is read, or "never".
+        drop_last: leave out batches with fewer rows than the others, and a last round of batches
+            that has none for some ranks.
+        pad_id: stands where a batch has no token.
+        rank: whose batches these are, of world_size; torch.distributed's by default.
+        threads: that make batches; half the cores, at most 4, by default. 0 makes each when it is
+            asked for.
+        prefetch: batches that are made before they are asked for; twice the threads by default.
+        device: where the tensors are wanted. On CUDA packed labels are copied and unpacked there,
+            the rest copied from pinned memory without waiting.
+
+    Returns:
+        a `Loader` of dicts; see `softlabels.loading.collate.collate` for their fields.
+
+    Raises:
+        VocabularyMismatchError: the tokenizer differs from the teacher's.
+        JoinError: labels and data do not belong together.
+        InputError: no data for a set without inputs; no records; options that do not fit.
+    """
+    shuffle = seed is not None if shuffle is None else shuffle
+    seed = count(seed or 0, "seed") if shuffle or seed is not None else None
+    wanted = None if records is None else numbers(labels, records)
+    shape = Shape(pad_id, max_length, row_length, torch.device(device))
+    _check(labels, data, columns=columns, on_missing=on_missing, verify_inputs=verify_inputs)
+    if tokenizer is not None:
+        labels.check_tokenizer(tokenizer)
+    asked = _Asked(batch_size, seed if shuffle else None, shape, by_length)
+    asked.check(on_missing)
+    source = None if data is None else open_for(labels, data)
+    if source is not None and source.read is None:
+        _check_stream(shuffle=shuffle, records=records, parts=parts)
+        rows = Rows(labels, source, columns=columns, tokenizer=tokenizer)
+        feed: Feed[Any] = _streamed(labels, data, source, rows, asked, on_missing)
+    else:
+        join = None
+        if data is not None:
+            join = Join(
+                labels, data, records=wanted, columns=columns, tokenizer=tokenizer,
+                on_missing=on_missing,
+            )  # fmt: skip
+            wanted = join.records
+        choice = choose(labels, wanted, parts=parts, seed=seed)
+        feed = _ordered(labels, join, choice, asked)
+    made = Loader(
+        feed,
+        drop_last=drop_last,
+        ranks=Ranks.find(rank, world_size),
+        threads=_threads(threads),
+        prefetch=2 * _threads(threads) if prefetch is None else count(prefetch, "prefetch"),
+        verify_inputs=verify_inputs,
+    )
+    _check_some(feed, made, batch_size=batch_size, drop_last=drop_last)
+    return made
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """How batches are wanted."""
+
+    batch_size: int
+    seed: int | None
+    shape: Shape
+    by_length: bool
+
+    def check(self, on_missing: OnMissing) -> None:
+        for name, value in (
+            ("batch_size", self.batch_size),
+            ("max_length", self.shape.max_length),
+            ("row_length", self.shape.row_length),
+        ):
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}; it must be at least 1")
+        if self.by_length and self.shape.row_length is not None:
+            raise InputError("by_length and row_length are two ways to pad less; choose one")
+        if self._arranged and on_missing == "hard-label":
+            raise InputError(
+                "by_length and row_length need every record's length, which rows without labels "
+                "have not been given; choose on_missing='skip', or label them too"
+            )
+
+    @property
+    def _arranged(self) -> bool:
+        return self.by_length or self.shape.row_length is not None
+
+    def arrangement(self, labels: LabelSet) -> tuple[Arrangement, Int64s | None]:
+        """The arrangement, and the lengths of the set's records if it asks for them."""
+        if not self._arranged:
+            return AsTheyCome(self.batch_size), None
+        lengths = labels.columns(["length"])["length"].to_numpy().astype(np.int64)
+        if self.shape.max_length is not None:
+            lengths = np.minimum(lengths, self.shape.max_length)
+        if self.shape.row_length is None:
+            return ByLength(self.batch_size, self.seed), lengths
+        length = self.shape.row_length
+        mean = float(np.minimum(lengths, length).mean()) if len(lengths) else 1.0
+        return Packed(self.batch_size, length, mean, self.seed), lengths
+
+
+def _ordered(labels: LabelSet, join: Join | None, choice: Choice, asked: _Asked) -> OrderedFeed:
+    if join is not None and len(join.unlabelled):
+        choice = AndUnlabelled(choice, len(join.unlabelled))
+    mixed = min(MIXED_BLOCKS, labels.groups_in_memory)
+    arrangement, lengths = asked.arrangement(labels)
+    return OrderedFeed(
+        Assembler(labels, None if join is None else join.rows, asked.shape),
+        join,
+        choice=choice,
+        order=Order(choice.bounds, asked.seed, mixed),
+        arrangement=arrangement,
+        lengths=lengths,
+    )
+
+
+def _streamed(
+    labels: LabelSet, data: Any, source: Source, rows: Rows, asked: _Asked, on_missing: OnMissing
+) -> StreamedFeed:
+    arrangement, lengths = asked.arrangement(labels)
+    return StreamedFeed(
+        labels,
+        data,
+        source,
+        rows=rows,
+        assembler=Assembler(labels, rows, asked.shape),
+        arrangement=arrangement,
+        lengths=lengths,
+        on_missing=on_missing,
+    )
+
+
+def _check(
+    labels: LabelSet,
+    data: Any,
+    *,
+    columns: Sequence[str] | None,
+    on_missing: OnMissing,
+    verify_inputs: Verify,
+) -> None:
+    if on_missing not in ON_MISSING:
+        raise InputError(f"on_missing is {on_missing!r}; it is one of {', '.join(ON_MISSING)}")
+    if verify_inputs not in VERIFY:
+        raise InputError(f"verify_inputs is {verify_inputs!r}; it is one of {', '.join(VERIFY)}")
+    if data is None and not labels.plan.store_inputs:
+        raise InputError(
+            f"{labels.root} does not carry its inputs (store_inputs=False); pass the data that "
+            "was labelled: sl.loader(labels, data)"
+        )
+    if data is None and columns:
+        raise InputError("columns= names columns of the data; pass it: sl.loader(labels, data)")
+
+
+def _check_stream(*, shuffle: bool, records: Sequence[int] | None, parts: Parts) -> None:
+    """Refuse what needs to know a stream's rows before they come."""
+    if shuffle:
+        raise InputError(
+            "data is a stream, which comes in its own order; shuffle the stream (of datasets: "
+            "stream.shuffle(seed=…, buffer_size=…)), or pass data with random access"
+        )
+    if records is not None:
+        raise InputError(
+            "data is a stream, which gives the records of its rows; leave out records= and filter "
+            "the stream, or pass data with random access"
+        )
+    if parts != "all":
+        raise InputError(f"data is a stream; parts={parts!r} needs data with random access")
+
+
+def _check_some(feed: Feed[Any], made: Loader, *, batch_size: int, drop_last: bool) -> None:
+    items = feed.items()
+    if items is None:
+        return
+    if not items or (drop_last and not len(made)):
+        what = f" and drop_last leaves out a batch below {batch_size}" if items else ""
+        raise InputError(f"there are {items} records to load{what}")
+
+
+def _threads(threads: int | None) -> int:
+    if threads is not None:
+        return count(threads, "threads")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(4, max(1, (cores or 2) // 2))

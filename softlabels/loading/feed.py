@@ -1,0 +1,133 @@
+"""What a loader delivers, batch by batch: records of a set in an order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softlabels.loading.assemble import Assembler, Beside
+from softlabels.loading.batches import Arrangement, Batch, Place, arranged, regroup
+from softlabels.loading.choice import Choice
+from softlabels.loading.join import Join, JoinReport
+from softlabels.loading.order import Order
+
+Int64s = NDArray[np.int64]
+B = TypeVar("B")
+
+
+class Feed(Protocol[B]):
+    """The batches of every epoch, and how one is made.
+
+    Attributes:
+        name: two feeds of one name deliver the same; saved places depend on it.
+        report: what the join to the data found, if there is data and it is known.
+    """
+
+    @property
+    def report(self) -> JoinReport | None: ...
+
+    @property
+    def name(self) -> str: ...
+
+    def batches(self, epoch: int, place: Place, *, full: bool) -> Iterator[tuple[B, Place]]:
+        """The batches of an epoch from a place on, each with the place after it.
+
+        Args:
+            full: leave out those with fewer rows than the others.
+        """
+        ...
+
+    def make(self, batch: B, *, verify: bool) -> dict[str, Any]:
+        """A batch's tensors; called by several threads."""
+        ...
+
+    def filler(self, batch: B) -> dict[str, Any]:
+        """A batch that no loss and no gradient come from, shaped like this one."""
+        ...
+
+    def count(self, epoch: int, *, full: bool) -> int:
+        """Batches in an epoch; raises TypeError where that is not known before."""
+        ...
+
+    def items(self) -> int | None:
+        """Items in an epoch; None where that is not known before."""
+        ...
+
+
+class OrderedFeed:
+    """Records in an order that the feed itself makes.
+
+    Args:
+        assembler: makes the batches.
+        join: fetches the records' rows; None where the set carries its inputs.
+        choice: which records.
+        order: of the choice's items.
+        arrangement: of the order's items in batches.
+        lengths: tokens of every record of the set; None where the arrangement does not ask.
+    """
+
+    def __init__(
+        self,
+        assembler: Assembler,
+        join: Join | None,
+        *,
+        choice: Choice,
+        order: Order,
+        arrangement: Arrangement,
+        lengths: Int64s | None,
+    ) -> None:
+        self._assembler, self._join, self._choice = assembler, join, choice
+        self._order, self._arrangement, self._lengths = order, arrangement, lengths
+
+    @property
+    def name(self) -> str:
+        order = self._order
+        state = hashlib.sha256(f"{order.seed} {order.mixed} {self._arrangement.name}".encode())
+        for receipt in self._assembler.labels.receipts:
+            state.update(receipt.sha256.encode())
+        state.update(order.bounds.tobytes())
+        state.update(self._choice.name)
+        return state.hexdigest()[:16]
+
+    @property
+    def report(self) -> JoinReport | None:
+        return None if self._join is None else self._join.report
+
+    def batches(self, epoch: int, place: Place, *, full: bool) -> Iterator[tuple[Batch, Place]]:
+        size = self._arrangement.batch_size
+        chunks = self._chunks(epoch, place.seen)
+        for chunk, batch, after in arranged(chunks, self._arrangement, epoch, place):
+            if not full or len(batch) == size:
+                yield replace(batch, items=chunk[batch.items]), after
+
+    def _chunks(self, epoch: int, skip: int) -> Iterator[tuple[Int64s, Int64s]]:
+        """Records in the epoch's order, and their lengths."""
+        for items in regroup(self._order.windows(epoch, skip=skip), self._arrangement.chunk):
+            records = self._choice(items, epoch)
+            yield records, records if self._lengths is None else self._lengths[records]
+
+    def make(self, batch: Batch, *, verify: bool) -> dict[str, Any]:
+        numbers, beside = self._fetch(batch.items)
+        return self._assembler.make(numbers, batch.rows, beside, verify=verify)
+
+    def filler(self, batch: Batch) -> dict[str, Any]:
+        return self._assembler.filler(*self._fetch(batch.items[:1]))
+
+    def _fetch(self, items: Int64s) -> tuple[Int64s, Beside | None]:
+        """Record numbers, and the data's rows."""
+        known = items[items >= 0]
+        return known, None if self._join is None else self._join.fetch(known, -1 - items[items < 0])
+
+    def count(self, epoch: int, *, full: bool) -> int:
+        if self._arrangement.rows_are_items:
+            items, size = len(self._order), self._arrangement.batch_size
+            return items // size if full else -(-items // size)
+        return sum(1 for _ in self.batches(epoch, Place(), full=full))
+
+    def items(self) -> int:
+        return len(self._order)
