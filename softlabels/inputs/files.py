@@ -1,4 +1,4 @@
-"""Files that samples are read from: Parquet, JSONL and text, by path, folder or glob."""
+"""Files that samples are read from: Parquet, JSONL, text, WebDataset, by path, folder or glob."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ _READERS = {
     ".jsonl.gz": ("json", {}),
     ".txt": ("text", {"sample_by": "paragraph"}),
     ".md": ("text", {"sample_by": "paragraph"}),
+    ".tar": ("webdataset", {}),
 }
 
 

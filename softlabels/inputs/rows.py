@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+from torch import Tensor
 
 from softlabels.errors import InputError, quoted
 
@@ -39,12 +40,19 @@ def to_table(rows: Sequence[Any], columns: Sequence[str] | None = None) -> pa.Ta
     found = {}
     for name in names:
         try:
-            found[name] = pa.array([row.get(name) for row in rows])
+            found[name] = pa.array([_plain(row.get(name)) for row in rows])
         except (pa.ArrowException, UnicodeError, OverflowError) as error:
             raise InputError(
                 f"column {quoted(name)} cannot be read as an Arrow column: {quoted(error)[1:-1]}"
             ) from None
     return pa.table(found)
+
+
+def _plain(value: Any) -> Any:
+    """Tensors as Arrow takes them."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.numpy() if value.ndim == 1 else value.tolist()
 
 
 def regroup(tables: Iterator[pa.Table], unit_rows: int) -> Iterator[pa.Table]:

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
+from torch.utils.data import Dataset, IterableDataset
 
 from softlabels.errors import DuplicateKeyError, InputError, quoted
 from softlabels.inputs.digests import is_list, key_hashes
@@ -194,8 +195,9 @@ def open_source(
     """Open data for labelling and check what can be checked without reading it all.
 
     Args:
-        data: a `datasets.Dataset` or `IterableDataset`; a path or glob of Parquet, JSONL or text
-            files; a sequence of mappings; or any iterable of mappings.
+        data: a `datasets.Dataset` or `IterableDataset`; a path or glob of Parquet, JSONL, text or
+            WebDataset files; a sequence of mappings or a map-style torch dataset of them; or any
+            iterable of mappings.
         column: what is labelled: text (string), `messages` (list of {role, content}), or token
             ids (list of int).
         key: a string or integer column, unique; None for row numbers.
@@ -246,25 +248,33 @@ def _access(data: Any, limit: int | None) -> tuple[pa.Schema, int | None, Any, A
 
         return data.features.arrow_schema, rows, read_dataset, None
     if hasattr(data, "with_format") and hasattr(data, "iter"):
-        some = data if limit is None else data.take(limit)
-        return _begun(some.with_format("arrow").iter(batch_size=STREAM_BATCH_ROWS))
-    if isinstance(data, Sequence) and not isinstance(data, (bytes, bytearray)):
+        some = (data if limit is None else data.take(limit)).with_format("arrow")
+        some.set_epoch(data.epoch)  # which neither of the two copies
+        return _begun(some.iter(batch_size=STREAM_BATCH_ROWS))
+    if _indexed(data):
         rows = len(data) if limit is None else min(limit, len(data))
         not_empty(rows)
-        schema = to_table(data[: min(rows, SCHEMA_ROWS)]).schema
+        some = SCHEMA_ROWS if isinstance(data, Sequence) else STREAM_BATCH_ROWS
+        schema = to_table([data[i] for i in range(min(rows, some))]).schema
 
         def read_rows(index: slice | list[int], columns: Sequence[str]) -> pa.Table:
-            found = data[index] if isinstance(index, slice) else [data[i] for i in index]
-            return to_table(found, columns)
+            places = range(*index.indices(rows)) if isinstance(index, slice) else index
+            return to_table([data[i] for i in places], columns)
 
         return schema, rows, read_rows, None
     if not isinstance(data, Iterable) or isinstance(data, (bytes, bytearray)):
         raise InputError(
             f"data is a {type(data).__name__}; expected a datasets.Dataset, a path to Parquet, "
-            "JSONL or text, or an iterable of rows (mappings from column to value)"
+            "JSONL, text or WebDataset, or an iterable of rows (mappings from column to value)"
         )
-    some = batched(itertools.islice(data, limit), STREAM_BATCH_ROWS)
-    return _begun(map(to_table, some))
+    return _begun(map(to_table, batched(itertools.islice(data, limit), STREAM_BATCH_ROWS)))
+
+
+def _indexed(data: Any) -> bool:
+    """Whether rows have numbers: a sequence, or a map-style dataset of PyTorch."""
+    if isinstance(data, Dataset):
+        return hasattr(data, "__len__") and not isinstance(data, IterableDataset)
+    return isinstance(data, Sequence) and not isinstance(data, (bytes, bytearray))
 
 
 def _begun(tables: Iterator[pa.Table]) -> tuple[pa.Schema, None, None, Iterator[pa.Table]]:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from softlabels.errors import InputError, quoted
 from softlabels.labels import SoftLabels
 from softlabels.labelset.reader import LabelSet
 from softlabels.labelset.records import Records
@@ -136,6 +137,11 @@ class Assembler:
             records, at = self._rows.unlabelled(beside.alone, beside.keys, none)
             parts.append(records)
             tables.append(beside.alone.take(pa.array(at)))
+            if not len(numbers) and not len(records):
+                raise InputError(
+                    f"key {quoted(beside.keys[0].as_py())}: no row of this batch has labels or a "
+                    "token to train on; leave such rows out of the data, or pass on_missing='skip'"
+                )
         table = pa.concat_tables(tables, promote_options="permissive")
         return join_records(parts), self._rows.extra(table)
 

@@ -185,11 +185,6 @@ class StreamedFeed:
                 places, records = places[order], records[order]
             yield Matched(records, table.take(pa.array(places)), rows[places])
             first += len(table)
-        if not first:
-            raise InputError(
-                "the data has no rows left: it can be iterated over once only; pass something "
-                "that begins again, such as a datasets.IterableDataset or a list"
-            )
         lost = walk.unseen()
         extra = self._labels.identity(lost[:1])["key"][0].as_py() if len(lost) else None
         self.report = JoinReport(walk.count, missing, first_missing, len(lost), extra)
@@ -209,6 +204,11 @@ class StreamedFeed:
             self._data.set_epoch(epoch)
             self._opened = None  # it was opened for another epoch, perhaps
         opened, self._opened = self._opened, None
+        if opened is None and isinstance(self._data, Iterator):
+            raise InputError(
+                "the data can be iterated over once only; for another epoch pass something that "
+                "begins again, such as a datasets.IterableDataset"
+            )
         return open_for(self._labels, self._data) if opened is None else opened
 
 

@@ -10,27 +10,36 @@ from softlabels.losses.divergences import rest_bucket_kl
 
 
 def next_tokens(
-    input_ids: Tensor, attention_mask: Tensor, *, next_ids: Tensor | None = None
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    *,
+    next_ids: Tensor | None = None,
+    position_ids: Tensor | None = None,
 ) -> Tensor:
     """The hard label at every position: the token that follows it.
 
     Args:
         input_ids: int64, shape (B, T), padded on either side.
         attention_mask: (B, T), nonzero for tokens.
-        next_ids: (B,), the token after each row's last, −100 where it was not seen.
+        next_ids: (B,), the token after each row's last, −100 where it was not seen; or (B, T),
+            that after each record's last token, at that token.
+        position_ids: (B, T), of rows with several records: they start again at each, and no token
+            follows one of another record.
 
     Returns:
         int64, (B, T); −100 where no next token is known.
     """
     present = attention_mask.bool()
     followed = present[:, :-1] & present[:, 1:]
+    if position_ids is not None:
+        followed &= position_ids[:, 1:] == position_ids[:, :-1] + 1
     labels = torch.full_like(input_ids, NO_LABEL)
     labels[:, :-1] = torch.where(followed, input_ids[:, 1:], NO_LABEL)
     if next_ids is None:
         return labels
     last = present.clone()
     last[:, :-1] &= ~followed
-    return torch.where(last, next_ids.to(labels).view(len(labels), 1), labels)
+    return torch.where(last, next_ids.to(labels).view(len(labels), -1), labels)
 
 
 def cross_entropy(logits: Tensor, hard_labels: Tensor) -> Tensor:

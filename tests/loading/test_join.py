@@ -33,6 +33,19 @@ def changed(samples: Samples, row: int, **values: Any) -> Samples:
     return [s | values if i == row else s for i, s in enumerate(samples)]
 
 
+class Rows(torch.utils.data.Dataset[dict[str, Any]]):
+    """A map-style dataset as PyTorch has it; its ids are tensors."""
+
+    def __init__(self, rows: Samples) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.rows[index] | {"ids": torch.tensor(self.rows[index]["ids"])}
+
+
 def table_file(samples: Samples, path: Path) -> str:
     pq.write_table(pa.Table.from_pylist(samples), path)
     return str(path)
@@ -49,6 +62,7 @@ FORMS: dict[str, Callable[[Samples, Path], Any]] = {
     "narrow integers": lambda samples, _: datasets.Dataset.from_list(samples).cast_column(
         "ids", datasets.List(datasets.Value("uint8"))
     ),
+    "torch dataset": lambda samples, _: Rows(samples),
     "parquet": lambda samples, folder: table_file(samples, folder / "data.parquet"),
 }
 
