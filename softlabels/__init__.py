@@ -6,6 +6,7 @@ from softlabels.labelset.derive import derive
 from softlabels.labelset.reader import LabelSet
 from softlabels.loading.build import loader
 from softlabels.loading.loader import Loader
+from softlabels.loading.mix import Mix, mix
 from softlabels.precompute.forecast import Forecast, plan
 from softlabels.precompute.run import precompute
 from softlabels.selection import TopK
@@ -16,12 +17,14 @@ __all__ = [
     "Forecast",
     "LabelSet",
     "Loader",
+    "Mix",
     "SoftLabels",
     "TopK",
     "derive",
     "errors",
     "loader",
     "losses",
+    "mix",
     "plan",
     "precompute",
     "teachers",

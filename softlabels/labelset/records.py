@@ -63,6 +63,19 @@ class Records:
             label_offsets=self.label_offsets[start : stop + 1] - positions.start,
         )
 
+    def take(self, order: Int64s) -> Records:
+        """Records by their places, in that order."""
+        return replace(
+            self,
+            identity=self.identity.take(pa.array(order)),
+            token_offsets=_ends(np.diff(self.token_offsets)[order]),
+            token_ids=_ragged(self.token_ids, self.token_offsets, order),
+            next_ids=None if self.next_ids is None else self.next_ids[order],
+            wanted=self.wanted[_spread(self.token_offsets, order)],
+            labels=self.labels[torch.from_numpy(_spread(self.label_offsets, order))],
+            label_offsets=_ends(np.diff(self.label_offsets)[order]),
+        )
+
     def cut(self, length: int) -> Records:
         """Each record's first `length` tokens, and their labels; the next token is known then."""
         starts, lengths = self.token_offsets[:-1], np.diff(self.token_offsets)
@@ -105,6 +118,21 @@ class Records:
         wanted = torch.from_numpy(self.wanted[tokens])
         alone = positions == slice(0, len(self.labels))
         return scatter(self.labels if alone else self.labels[positions], wanted)
+
+
+def _spread(offsets: Int64s, order: Int64s) -> Int64s:
+    """Where the values of some records lie, one record after another."""
+    lengths = np.diff(offsets)[order]
+    places: Int64s = np.repeat(offsets[:-1][order] - _ends(lengths)[:-1], lengths)
+    return places + np.arange(len(places))
+
+
+def _ragged(values: Int64s | None, offsets: Int64s, order: Int64s) -> Int64s | None:
+    return None if values is None else values[_spread(offsets, order)]
+
+
+def _ends(lengths: Int64s) -> Int64s:
+    return np.concatenate([[0], np.cumsum(lengths)])
 
 
 def join(parts: Sequence[Records]) -> Records:

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from softlabels.errors import InputError, quoted
 from softlabels.labels import SoftLabels
-from softlabels.labelset.reader import LabelSet
 from softlabels.labelset.records import Records
 from softlabels.labelset.records import join as join_records
 from softlabels.loading.collate import collate, collate_packed
 from softlabels.loading.rows import Rows
+from softlabels.loading.teachers import Teachers, beside
 
 Int64s = NDArray[np.int64]
 CPU = torch.device("cpu")
@@ -71,16 +71,22 @@ class Assembler:
     """Makes batches; may be used by several threads.
 
     Args:
-        labels: the set.
+        teachers: the sets that labels come from.
         rows: how the data's rows are held to it; None where the set carries its inputs.
         shape: of the batches.
     """
 
-    def __init__(self, labels: LabelSet, rows: Rows | None, shape: Shape) -> None:
-        self.labels, self._rows, self._shape = labels, rows, shape
+    def __init__(self, teachers: Teachers, rows: Rows | None, shape: Shape) -> None:
+        self.teachers, self._rows, self._shape = teachers, rows, shape
 
     def make(
-        self, numbers: Int64s, layout: Int64s | None, beside: Beside | None, *, verify: bool
+        self,
+        numbers: Int64s,
+        layout: Int64s | None,
+        rows: Beside | None,
+        *,
+        epoch: int,
+        verify: bool,
     ) -> dict[str, Any]:
         """A batch's tensors.
 
@@ -88,28 +94,41 @@ class Assembler:
             numbers: of its records.
             layout: row i of the batch has the records layout[i] up to layout[i + 1]; None for a
                 row each.
-            beside: rows of the data, where there is data.
+            rows: of the data, where there is data.
+            epoch: what is drawn depends on it.
             verify: hold them to their digests.
 
         Raises:
             JoinError: a row is not the one that was labelled.
             CorruptShardError: bytes of the set are not the ones that were written.
         """
-        records, extra = self._records(numbers, beside, verify=verify)
+        first, *others = self.teachers.take(numbers, epoch, self._shape.device)
+        records, extra = self._joined(first, rows, verify=verify)
         batch = self._shape.collate(self._shape.cut(records), layout)
-        return self._finish({**extra, **batch})
+        labels = [batch["soft_labels"], *(self._labels(records, o, layout) for o in others)]
+        return self._finish({**extra, **batch, "soft_labels": self.teachers.combine(labels)})
 
-    def filler(self, numbers: Int64s, beside: Beside | None) -> dict[str, Any]:
+    def filler(self, numbers: Int64s, rows: Beside | None, *, epoch: int) -> dict[str, Any]:
         """A batch of one token and no label, for a rank that has none of its own.
 
         Its key is None. Losses and gradients of it are zero.
         """
-        records, extra = self._records(numbers, beside, verify=False)
-        unlabelled = records.slice(0, 1).cut(1).without_labels()
-        one = replace(unlabelled, next_ids=np.full(1, -1))
+        first, *others = self.teachers.take(numbers, epoch, self._shape.device)
+        records, extra = self._joined(first, rows, verify=False)
+        one = replace(_one_token(records), next_ids=np.full(1, -1))
         layout = None if self._shape.row_length is None else np.asarray([0, 1])
+        batch = self._shape.collate(one, layout)
+        others = [_one_token(o) for o in others]
+        labels = [batch["soft_labels"], *(self._labels(one, o, layout) for o in others)]
         extra = {name: values[:1] for name, values in extra.items()}
-        return self._finish({**extra, **self._shape.collate(one, layout), "key": [None]})
+        batch |= {"key": [None], "soft_labels": self.teachers.combine(labels)}
+        return self._finish({**extra, **batch})
+
+    def _labels(self, records: Records, other: Records, layout: Int64s | None) -> SoftLabels:
+        """Another teacher's labels, laid out as the batch is."""
+        cut = self._shape.cut(beside(records, other))
+        found: SoftLabels = self._shape.collate(cut, layout)["soft_labels"]
+        return found
 
     def _finish(self, batch: dict[str, Any]) -> dict[str, Any]:
         device = self._shape.device
@@ -117,37 +136,44 @@ class Assembler:
             return batch
         return {name: _moved(value, device) for name, value in batch.items()}
 
-    def _records(
-        self, numbers: Int64s, beside: Beside | None, *, verify: bool
+    def _joined(
+        self, records: Records, rows: Beside | None, *, verify: bool
     ) -> tuple[Records, dict[str, Any]]:
         """Records with their tokens, and the columns of their rows."""
-        records = self.labels.take(numbers, device=self._shape.device)
-        if beside is None or self._rows is None:
+        if rows is None or self._rows is None:
             return records, {}
         parts, tables = [], []
-        if len(numbers):
+        if known := len(records):
             check = self._rows.check if verify else self._rows.check_keys
-            check(beside.table, records, beside.rows)
-            if not self.labels.plan.store_inputs:
-                records = self._rows.with_inputs(beside.table, records)
+            check(rows.table, records, rows.rows)
+            if not self.teachers.leader.plan.store_inputs:
+                records = self._rows.with_inputs(rows.table, records)
             parts.append(records)
-            tables.append(beside.table)
-        if len(beside.alone):
-            none = self.labels.take([0], device=self._shape.device).labels[:0]
-            records, at = self._rows.unlabelled(beside.alone, beside.keys, none)
+            tables.append(rows.table)
+        if len(rows.alone):
+            none = self.teachers.leader.take([0], device=self._shape.device).labels[:0]
+            records, at = self._rows.unlabelled(rows.alone, rows.keys, none)
             parts.append(records)
-            tables.append(beside.alone.take(pa.array(at)))
-            if not len(numbers) and not len(records):
+            tables.append(rows.alone.take(pa.array(at)))
+            if not known and not len(records):
                 raise InputError(
-                    f"key {quoted(beside.keys[0].as_py())}: no row of this batch has labels or a "
+                    f"key {quoted(rows.keys[0].as_py())}: no row of this batch has labels or a "
                     "token to train on; leave such rows out of the data, or pass on_missing='skip'"
                 )
         table = pa.concat_tables(tables, promote_options="permissive")
         return join_records(parts), self._rows.extra(table)
 
 
+def _one_token(records: Records) -> Records:
+    return records.slice(0, 1).cut(1).without_labels()
+
+
 def _moved(value: Any, device: torch.device) -> Any:
     """On the device, the copy not waited for."""
+    if isinstance(value, (list, tuple)) and value and isinstance(value[0], SoftLabels):
+        return [_moved(labels, device) for labels in value]
+    if isinstance(value, dict):
+        return {name: _moved(labels, device) for name, labels in value.items()}
     if isinstance(value, SoftLabels):
         return value if value.ids.device == device else value.to(device)
     if isinstance(value, torch.Tensor):

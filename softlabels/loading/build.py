@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from softlabels.errors import InputError
+from softlabels.errors import InputError, JoinError, quoted
 from softlabels.inputs.sources import Source
 from softlabels.labelset.reader import LabelSet
 from softlabels.loading.assemble import Assembler, Shape
@@ -23,12 +23,13 @@ from softlabels.loading.loader import VERIFY, Loader, Ranks, Verify, count
 from softlabels.loading.order import MIXED_BLOCKS, Order
 from softlabels.loading.rows import Rows, open_for
 from softlabels.loading.stream import StreamedFeed
+from softlabels.loading.teachers import Fuse, Teachers
 
 Int64s = NDArray[np.int64]
 
 
 def loader(
-    labels: LabelSet,
+    labels: LabelSet | Sequence[LabelSet] | Mapping[str, LabelSet],
     data: Any = None,
     *,
     batch_size: int = 8,
@@ -39,6 +40,8 @@ def loader(
     max_length: int | None = None,
     row_length: int | None = None,
     by_length: bool = False,
+    fuse: Fuse | None = None,
+    weights: Sequence[float] | None = None,
     columns: Sequence[str] | None = None,
     tokenizer: Any = None,
     on_missing: OnMissing = "error",
@@ -54,7 +57,8 @@ def loader(
     """Batches of inputs and soft labels.
 
     Args:
-        labels: an opened label set.
+        labels: an opened label set; or several of the same samples, in a list or by name, whose
+            labels come as a list or a dict. The first one chooses the records.
         data: what was labelled, joined by key: anything that `softlabels.precompute` takes, any
             torch dataset of mappings. Where it has random access the labels lead; a stream leads
             itself. May be left out when the set carries its inputs.
@@ -69,6 +73,10 @@ def loader(
         row_length: put several records into each row of so many tokens; see
             `softlabels.loading.collate.collate_packed` for what such a batch has.
         by_length: put records of about one length into a batch, to pad less.
+        fuse: make one of several sets' labels: the "mixture" of their distributions (at T = 1, see
+            `softlabels.loading.fuse.mixture`), or one of them for each record by (epoch, key), the
+            "choice".
+        weights: of the sets in it; equal by default.
         columns: of `data`, to put into batches; all but the key and the labelled ones by default.
         tokenizer: the student's; refused if it is not the teacher's.
         on_missing: rows of the data without labels raise ("error"), are left out ("skip"), or come
@@ -95,29 +103,32 @@ def loader(
         InputError: no data for a set without inputs; no records; options that do not fit.
     """
     shuffle = seed is not None if shuffle is None else shuffle
-    seed = count(seed or 0, "seed") if shuffle or seed is not None else None
-    wanted = None if records is None else numbers(labels, records)
+    drawn = count(0 if seed is None else seed, "seed")
+    teachers = Teachers.of(labels, fuse=fuse, weights=weights, seed=drawn)
+    leader = teachers.leader
+    wanted = None if records is None else numbers(leader, records)
     shape = Shape(pad_id, max_length, row_length, torch.device(device))
-    _check(labels, data, columns=columns, on_missing=on_missing, verify_inputs=verify_inputs)
+    _check(leader, data, columns=columns, on_missing=on_missing, verify_inputs=verify_inputs)
     if tokenizer is not None:
-        labels.check_tokenizer(tokenizer)
-    asked = _Asked(batch_size, seed if shuffle else None, shape, by_length)
+        leader.check_tokenizer(tokenizer)
+    asked = _Asked(batch_size, drawn if shuffle else None, shape, by_length)
     asked.check(on_missing)
-    source = None if data is None else open_for(labels, data)
+    wanted = _of_all(teachers, wanted, on_missing)
+    source = None if data is None else open_for(leader, data)
     if source is not None and source.read is None:
-        _check_stream(shuffle=shuffle, records=records, parts=parts)
-        rows = Rows(labels, source, columns=columns, tokenizer=tokenizer)
-        feed: Feed[Any] = _streamed(labels, data, source, rows, asked, on_missing)
+        _check_stream(shuffle=shuffle, records=wanted, parts=parts)
+        rows = Rows(leader, source, columns=columns, tokenizer=tokenizer)
+        feed: Feed[Any] = _streamed(teachers, data, source, rows, asked, on_missing)
     else:
         join = None
-        if data is not None:
+        if source is not None:
             join = Join(
-                labels, data, records=wanted, columns=columns, tokenizer=tokenizer,
+                leader, data, source, records=wanted, columns=columns, tokenizer=tokenizer,
                 on_missing=on_missing,
             )  # fmt: skip
             wanted = join.records
-        choice = choose(labels, wanted, parts=parts, seed=seed)
-        feed = _ordered(labels, join, choice, asked)
+        choice = choose(leader, wanted, parts=parts, seed=drawn)
+        feed = _ordered(teachers, join, choice, asked)
     made = Loader(
         feed,
         drop_last=drop_last,
@@ -128,6 +139,31 @@ def loader(
     )
     _check_some(feed, made, batch_size=batch_size, drop_last=drop_last)
     return made
+
+
+def _of_all(teachers: Teachers, wanted: Int64s | None, on_missing: OnMissing) -> Int64s | None:
+    """The records that every set has labels of.
+
+    Raises:
+        JoinError: there are others, and nobody said that they may be left out.
+    """
+    if len(teachers) > 1 and on_missing == "hard-label":
+        raise InputError(
+            "on_missing='hard-label' is for one label set; of several, leave out what not all of "
+            "them have with on_missing='skip'"
+        )
+    shared = teachers.shared()
+    if shared is None:
+        return wanted
+    kept = shared if wanted is None else np.intersect1d(shared, wanted)
+    lacking = np.setdiff1d(np.arange(len(teachers.leader)) if wanted is None else wanted, kept)
+    if len(lacking) and on_missing == "error":
+        key = teachers.leader.identity(lacking[:1])["key"][0].as_py()
+        raise JoinError(
+            f"key {quoted(key)} and {len(lacking) - 1} other records of {teachers.leader.root} "
+            "have no labels in one of the other sets; pass on_missing='skip' to leave them out"
+        )
+    return kept
 
 
 @dataclass(frozen=True)
@@ -173,13 +209,13 @@ class _Asked:
         return Packed(self.batch_size, length, mean, self.seed), lengths
 
 
-def _ordered(labels: LabelSet, join: Join | None, choice: Choice, asked: _Asked) -> OrderedFeed:
+def _ordered(teachers: Teachers, join: Join | None, choice: Choice, asked: _Asked) -> OrderedFeed:
     if join is not None and len(join.unlabelled):
         choice = AndUnlabelled(choice, len(join.unlabelled))
-    mixed = min(MIXED_BLOCKS, labels.groups_in_memory)
-    arrangement, lengths = asked.arrangement(labels)
+    mixed = min(MIXED_BLOCKS, teachers.leader.groups_in_memory)
+    arrangement, lengths = asked.arrangement(teachers.leader)
     return OrderedFeed(
-        Assembler(labels, None if join is None else join.rows, asked.shape),
+        Assembler(teachers, None if join is None else join.rows, asked.shape),
         join,
         choice=choice,
         order=Order(choice.bounds, asked.seed, mixed),
@@ -189,15 +225,20 @@ def _ordered(labels: LabelSet, join: Join | None, choice: Choice, asked: _Asked)
 
 
 def _streamed(
-    labels: LabelSet, data: Any, source: Source, rows: Rows, asked: _Asked, on_missing: OnMissing
+    teachers: Teachers,
+    data: Any,
+    source: Source,
+    rows: Rows,
+    asked: _Asked,
+    on_missing: OnMissing,
 ) -> StreamedFeed:
-    arrangement, lengths = asked.arrangement(labels)
+    arrangement, lengths = asked.arrangement(teachers.leader)
     return StreamedFeed(
-        labels,
+        teachers.leader,
         data,
         source,
         rows=rows,
-        assembler=Assembler(labels, rows, asked.shape),
+        assembler=Assembler(teachers, rows, asked.shape),
         arrangement=arrangement,
         lengths=lengths,
         on_missing=on_missing,
@@ -225,7 +266,7 @@ def _check(
         raise InputError("columns= names columns of the data; pass it: sl.loader(labels, data)")
 
 
-def _check_stream(*, shuffle: bool, records: Sequence[int] | None, parts: Parts) -> None:
+def _check_stream(*, shuffle: bool, records: Int64s | None, parts: Parts) -> None:
     """Refuse what needs to know a stream's rows before they come."""
     if shuffle:
         raise InputError(

@@ -42,11 +42,11 @@ class Feed(Protocol[B]):
         """
         ...
 
-    def make(self, batch: B, *, verify: bool) -> dict[str, Any]:
+    def make(self, batch: B, *, epoch: int, verify: bool) -> dict[str, Any]:
         """A batch's tensors; called by several threads."""
         ...
 
-    def filler(self, batch: B) -> dict[str, Any]:
+    def filler(self, batch: B, *, epoch: int) -> dict[str, Any]:
         """A batch that no loss and no gradient come from, shaped like this one."""
         ...
 
@@ -88,8 +88,10 @@ class OrderedFeed:
     def name(self) -> str:
         order = self._order
         state = hashlib.sha256(f"{order.seed} {order.mixed} {self._arrangement.name}".encode())
-        for receipt in self._assembler.labels.receipts:
+        teachers = self._assembler.teachers
+        for receipt in teachers.leader.receipts:
             state.update(receipt.sha256.encode())
+        state.update(teachers.name.encode())
         state.update(order.bounds.tobytes())
         state.update(self._choice.name)
         return state.hexdigest()[:16]
@@ -111,12 +113,12 @@ class OrderedFeed:
             records = self._choice(items, epoch)
             yield records, records if self._lengths is None else self._lengths[records]
 
-    def make(self, batch: Batch, *, verify: bool) -> dict[str, Any]:
-        numbers, beside = self._fetch(batch.items)
-        return self._assembler.make(numbers, batch.rows, beside, verify=verify)
+    def make(self, batch: Batch, *, epoch: int, verify: bool) -> dict[str, Any]:
+        numbers, rows = self._fetch(batch.items)
+        return self._assembler.make(numbers, batch.rows, rows, epoch=epoch, verify=verify)
 
-    def filler(self, batch: Batch) -> dict[str, Any]:
-        return self._assembler.filler(*self._fetch(batch.items[:1]))
+    def filler(self, batch: Batch, *, epoch: int) -> dict[str, Any]:
+        return self._assembler.filler(*self._fetch(batch.items[:1]), epoch=epoch)
 
     def _fetch(self, items: Int64s) -> tuple[Int64s, Beside | None]:
         """Record numbers, and the data's rows."""

@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from softlabels.errors import InputError, JoinError, quoted
-from softlabels.inputs.sources import KEY_BATCH_ROWS, chunks
+from softlabels.inputs.sources import KEY_BATCH_ROWS, Source, chunks
 from softlabels.labelset.reader import LabelSet
 from softlabels.loading.assemble import Beside
 from softlabels.loading.rows import Rows, open_for
@@ -66,6 +66,7 @@ class Join:
     Args:
         labels: the set.
         data: anything with random access that `softlabels.precompute` takes.
+        source: the same, opened.
         records: the record numbers that are wanted, ascending; None for all.
         columns: as for `Rows`.
         tokenizer: as for `Rows`.
@@ -86,6 +87,7 @@ class Join:
         self,
         labels: LabelSet,
         data: Any,
+        source: Source,
         *,
         records: Int64s | None,
         columns: Sequence[str] | None,
@@ -93,7 +95,7 @@ class Join:
         on_missing: OnMissing,
     ) -> None:
         self._labels, self._data = labels, data
-        self._open()
+        self._use(source)
         self._source.check_unique_keys()
         self.rows = Rows(labels, self._source, columns=columns, tokenizer=tokenizer)
         self._row_of, without = self._find_rows()
@@ -110,7 +112,7 @@ class Join:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._open()
+        self._use(open_for(self._labels, self._data))
 
     def fetch(self, records: Int64s, unlabelled: Int64s) -> Beside:
         """The data's rows.
@@ -135,8 +137,7 @@ class Join:
             return pa.array(rows)
         return self._source.keys(table, int(rows[0]) if len(rows) else 0)
 
-    def _open(self) -> None:
-        source = open_for(self._labels, self._data)
+    def _use(self, source: Source) -> None:
         if source.read is None or source.rows is None:
             raise InputError("data is a stream; this join needs random access")
         self._source, self._read, self._lock = source, source.read, threading.Lock()

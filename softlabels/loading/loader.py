@@ -127,7 +127,7 @@ class Loader(IterableDataset[dict[str, Any]]):
         ours, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         epoch, place, turn = self._epoch, self._resume, self._turn
         self._resume, self._turn = Place(), 0
-        make = partial(self._make, verify=self._verifies(epoch))
+        make = partial(self._make, epoch=epoch, verify=self._verifies(epoch))
         # DataLoader takes from its workers in turn.
         rounds = enumerate(self._rounds(epoch, place), turn)
         mine = ((number, some) for number, some in rounds if number % workers == ours)
@@ -181,11 +181,13 @@ class Loader(IterableDataset[dict[str, Any]]):
             if len(some) == size or not self.drop_last:
                 yield [batch for batch, _ in some], some[-1][1]
 
-    def _make(self, work: tuple[int, tuple[list[Any], Place]], *, verify: bool) -> dict[str, Any]:
+    def _make(
+        self, work: tuple[int, tuple[list[Any], Place]], *, epoch: int, verify: bool
+    ) -> dict[str, Any]:
         (_, (batches, _)), rank = work, self.ranks.rank
         if rank < len(batches):
-            return self.feed.make(batches[rank], verify=verify)
-        return self.feed.filler(batches[0])
+            return self.feed.make(batches[rank], epoch=epoch, verify=verify)
+        return self.feed.filler(batches[0], epoch=epoch)
 
     def _verifies(self, epoch: int) -> bool:
         if self._first_epoch is None:

@@ -99,6 +99,7 @@ class StreamedFeed:
         state = hashlib.sha256(f"stream {self._on_missing} {self._arrangement.name}".encode())
         for receipt in self._labels.receipts:
             state.update(receipt.sha256.encode())
+        state.update(self._assembler.teachers.name.encode())
         return state.hexdigest()[:16]
 
     def batches(
@@ -111,12 +112,12 @@ class StreamedFeed:
             if not full or len(made) == size:
                 yield made, after
 
-    def make(self, batch: StreamBatch, *, verify: bool) -> dict[str, Any]:
-        numbers, beside = self._beside(batch.matched)
-        return self._assembler.make(numbers, batch.layout, beside, verify=verify)
+    def make(self, batch: StreamBatch, *, epoch: int, verify: bool) -> dict[str, Any]:
+        numbers, rows = self._beside(batch.matched)
+        return self._assembler.make(numbers, batch.layout, rows, epoch=epoch, verify=verify)
 
-    def filler(self, batch: StreamBatch) -> dict[str, Any]:
-        return self._assembler.filler(*self._beside(batch.matched.take(np.arange(1))))
+    def filler(self, batch: StreamBatch, *, epoch: int) -> dict[str, Any]:
+        return self._assembler.filler(*self._beside(batch.matched.take(np.arange(1))), epoch=epoch)
 
     def count(self, epoch: int, *, full: bool) -> int:
         raise TypeError(
