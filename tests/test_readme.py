@@ -61,7 +61,9 @@ def test_the_two_commands_are_those_of_the_makefile_and_of_ci() -> None:
     assert "make test" in (ROOT / ".ci" / "run").read_text()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/FORMAT.md", "docs/RESULTS.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/FORMAT.md", "docs/RESULTS.md", "docs/LOADING.md"]
+)
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text()
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from softlabels import memory
 from softlabels.codecs import CPU, Codec
 from softlabels.errors import CorruptShardError
 from softlabels.inputs.digests import DIGEST_TYPE
@@ -168,16 +169,17 @@ def scatter(labels: SoftLabels, mask: torch.Tensor) -> SoftLabels:
     Args:
         mask: bool, any shape, as many true places as there are positions.
     """
-    places = mask.flatten().nonzero().squeeze(1).to(labels.ids.device)
-    full = len(places) == mask.numel()
+    device, flat = labels.ids.device, mask.flatten()
+    places = flat.nonzero().squeeze(1).to(device)
+    others = (~flat).nonzero().squeeze(1).to(device)
     fill = {"log_tails": -torch.inf, "hard_log_probs": torch.nan}
 
     def spread(name: str, values: torch.Tensor) -> torch.Tensor:
         shape = (*mask.shape, *values.shape[1:])
-        if full:
+        if not len(others):
             return values.view(shape)
-        out = values.new_full((mask.numel(), *values.shape[1:]), fill.get(name, 0))
-        return out.index_copy_(0, places, values).view(shape)
+        out = _empty(len(flat), values).index_copy_(0, places, values)
+        return out.index_fill_(0, others, fill.get(name, 0)).view(shape)
 
     filled: dict[str, Any] = {
         name: spread(name, getattr(labels, name))
@@ -185,6 +187,13 @@ def scatter(labels: SoftLabels, mask: torch.Tensor) -> SoftLabels:
         if getattr(labels, name) is not None
     }
     return replace(labels, **filled, mask=mask.to(labels.ids.device))
+
+
+def _empty(length: int, like: torch.Tensor) -> torch.Tensor:
+    shape = (length, *like.shape[1:])
+    if like.device.type != "cpu" or like.dtype == torch.bfloat16:
+        return like.new_empty(shape)
+    return torch.from_numpy(memory.empty(shape, like.numpy().dtype))
 
 
 def schema(key_type: str, codec: Codec, *, token_type: pa.DataType) -> pa.Schema:

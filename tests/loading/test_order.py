@@ -111,3 +111,18 @@ def test_no_more_groups_than_are_mixed_are_open_at_a_time(mixed: int) -> None:
         min(mixed, 50 - start) for start in range(0, 50, mixed)
     ]
     assert set.union(*windows) == set(range(50))
+
+
+def test_a_shuffle_is_as_even_as_its_blocks_allow() -> None:
+    blocks, items, batch = 1024, 32, 8
+    order = even(blocks, items, 5)
+    come = np.asarray(numbers(order, 0))
+    place = np.argsort(come)
+    # Of n blocks in random order a rank correlation is 1 / √n off 0, by one standard deviation.
+    assert abs(np.corrcoef(np.arange(len(come)), place)[0, 1]) < 6 / blocks**0.5
+    rows = np.sort(come.reshape(-1, batch) // items, axis=1)
+    distinct = (np.diff(rows, axis=1) > 0).sum(1).mean() + 1
+    # Drawn from 64 blocks, each of 8 is new with a chance of 1 − 1/64 for every one before it.
+    expected = MIXED_BLOCKS * (1 - (1 - 1 / MIXED_BLOCKS) ** batch)
+    assert abs(distinct - expected) < 0.1
+    assert distinct > 7.5
