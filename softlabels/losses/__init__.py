@@ -1,7 +1,28 @@
 """Losses: pure functions on student logits and SoftLabels, unreduced."""
 
-from softlabels.losses.divergences import kl_divergence
+from softlabels.losses.decoupled import decoupled_kl_divergence
+from softlabels.losses.divergences import (
+    js_divergence,
+    kl_divergence,
+    reverse_kl_divergence,
+    soft_cross_entropy,
+    total_variation,
+)
 from softlabels.losses.hard import cross_entropy, next_tokens
+from softlabels.losses.linear import linear_kl_divergence
+from softlabels.losses.logits import logit_mse
 from softlabels.losses.reduction import reduce
 
-__all__ = ["cross_entropy", "kl_divergence", "next_tokens", "reduce"]
+__all__ = [
+    "cross_entropy",
+    "decoupled_kl_divergence",
+    "js_divergence",
+    "kl_divergence",
+    "linear_kl_divergence",
+    "logit_mse",
+    "next_tokens",
+    "reduce",
+    "reverse_kl_divergence",
+    "soft_cross_entropy",
+    "total_variation",
+]

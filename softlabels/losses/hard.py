@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from softlabels.labels import NO_LABEL
-from softlabels.losses.divergences import rest_bucket_kl
+from softlabels.losses.divergences import forward_kl, of_target
+from softlabels.losses.targets import Target
 
 
 def next_tokens(
@@ -63,4 +64,5 @@ def cross_entropy(logits: Tensor, hard_labels: Tensor) -> Tensor:
     # no label even if the logits there are NaN.
     certain = torch.zeros_like(ids, dtype=torch.float32)
     none = torch.full_like(hard_labels, -torch.inf, dtype=torch.float32)
-    return rest_bucket_kl(logits, ids, certain, none, mask=labelled, temperature=1.0)
+    target = Target(ids, certain, none)
+    return of_target(logits, target, forward_kl, mask=labelled, temperature=1.0)

@@ -1,0 +1,266 @@
+"""From hidden states to the loss, the logits never all in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softlabels.errors import InputError
+from softlabels.labels import NO_LABEL, SoftLabels
+from softlabels.losses.buckets import Pointwise, check_classes, loss_and_gradient
+from softlabels.losses.divergences import against, forward_kl
+from softlabels.losses.targets import Tail, Target, target
+
+# Logits of a chunk, float32: a few of them fit in a last-level cache or are small beside a head.
+CHUNK_BYTES = 32 << 20
+
+
+def linear_kl_divergence(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: SoftLabels,
+    *,
+    bias: Tensor | None = None,
+    hard_labels: Tensor | None = None,
+    soft_weight: float = 1.0,
+    hard_weight: float = 0.0,
+    temperature: float = 1.0,
+    tail: Tail = "rest",
+    classes: int | None = None,
+    chunk_rows: int | None = None,
+) -> Tensor:
+    r"""`kl_divergence` of hidden · weightᵀ + bias, and cross-entropy, a few rows at a time.
+
+        soft_weight · KL + hard_weight · (−log q_t)
+
+    Loss and gradients are made in the forward pass, one chunk of logits after another; positions
+    with neither kind of label are skipped. The head's gradient is summed in float32. Where
+    positions weigh differently in what is made of the result, the backward pass computes it again.
+
+    Args:
+        hidden: the head's input, float, (..., d).
+        weight: of the head, (V, d).
+        labels: teacher, batch shape (...).
+        bias: of the head, (V,).
+        hard_labels: int64, (...), from `next_tokens`; −100 where there is none.
+        soft_weight: of the KL, at `temperature` and multiplied by its square.
+        hard_weight: of the cross-entropy, at temperature 1; needs hard_labels.
+        tail: as in `kl_divergence`; "uniform" takes the memory that this function saves.
+        classes: how many of the head's rows are classes, where it is padded: the others have
+            logits of −∞ and no gradient.
+        chunk_rows: positions of a chunk; as many as give 32 MiB of float32 logits by default.
+
+    Returns:
+        (...), float64 for float64 hidden states, else float32; 0 where there is no label.
+
+    Raises:
+        InputError: shapes differ, or a weight without labels for it.
+        VocabularyMismatchError: a class is outside the head.
+        MissingTailError: as in `kl_divergence`.
+    """
+    _check(hidden, weight, labels, hard_labels, hard_weight)
+    classes = len(weight) if classes is None else classes
+    head = weight[:classes]
+    teacher = target(labels, temperature=temperature, tail=tail, classes=classes)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    rows = len(flat)
+    hard = None if hard_labels is None or not hard_weight else hard_labels.reshape(rows)
+    has_soft = torch.ones(rows, dtype=torch.bool, device=flat.device)
+    if labels.mask is not None:
+        has_soft = labels.mask.reshape(rows)
+    has_any = has_soft if hard is None else has_soft | (hard != NO_LABEL)
+    wanted = has_any.nonzero().squeeze(1)
+    work = _Work(
+        ids=teacher.ids.reshape(rows, -1)[wanted],
+        log_p=teacher.log_p.reshape(rows, -1)[wanted],
+        log_p_rest=teacher.log_p_rest.reshape(rows)[wanted],
+        has_soft=has_soft[wanted],
+        hard=None if hard is None else hard[wanted],
+        soft_weight=soft_weight,
+        hard_weight=hard_weight,
+        temperature=temperature,
+        chunk=chunk_rows or max(1, CHUNK_BYTES // (4 * max(1, classes))),
+    )
+    check_classes(work.ids.masked_fill(~work.has_soft.unsqueeze(-1), 0), classes)
+    if work.hard is not None:
+        check_classes(work.hard.clamp(min=0), classes)
+    head_bias = None if bias is None else bias[:classes]
+    some: Tensor = _Linear.apply(flat[wanted], head, head_bias, work)  # type: ignore[no-untyped-call]
+    return some.new_zeros(rows).index_copy(0, wanted, some).view(hidden.shape[:-1])
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Rows that have a label, and what is to be made of them."""
+
+    ids: Tensor
+    log_p: Tensor
+    log_p_rest: Tensor
+    has_soft: Tensor
+    hard: Tensor | None
+    soft_weight: float
+    hard_weight: float
+    temperature: float
+    chunk: int
+
+    def logits_gradient(
+        self, logits: Tensor, rows: slice, *, gradient: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Loss of some rows and its gradient by their logits, which are overwritten."""
+        soft = self.has_soft[rows].unsqueeze(-1)
+        log_p = torch.where(soft, self.log_p[rows], -torch.inf).to(logits.dtype)
+        rest = self.log_p_rest[rows].masked_fill(~soft.squeeze(-1), -torch.inf).to(logits.dtype)
+        ids = self.ids[rows].masked_fill(~soft, 0)
+        if self.hard is None:
+            found = Target(ids, log_p, rest)
+            pointwise = _scaled(against(found, forward_kl, logits.dtype), self.soft_weight)
+            return loss_and_gradient(
+                logits, ids, found.used, pointwise, temperature=self.temperature, gradient=gradient
+            )
+        hard = self.hard[rows]
+        if self.temperature == 1.0:
+            return self._together(logits, Target(ids, log_p, rest), hard, gradient=gradient)
+        found = Target(ids, log_p, rest)
+        pointwise = _scaled(against(found, forward_kl, logits.dtype), self.soft_weight)
+        one, slope = loss_and_gradient(
+            logits.clone(), ids, found.used, pointwise,
+            temperature=self.temperature, gradient=gradient,
+        )  # fmt: skip
+        certain = hard.clamp(min=0).unsqueeze(-1)
+        other, more = loss_and_gradient(
+            logits, certain, torch.ones_like(certain, dtype=torch.bool), self._hard(hard),
+            temperature=1.0, gradient=gradient,
+        )  # fmt: skip
+        return one + other, None if slope is None or more is None else slope.add_(more)
+
+    def _hard(self, hard: Tensor) -> Pointwise:
+        known = hard != NO_LABEL
+        return lambda log_q, _: torch.where(known, -self.hard_weight * log_q[..., 0], 0)
+
+    def _together(
+        self, logits: Tensor, teacher: Target, hard: Tensor, *, gradient: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Both losses from one exponential: the hard label is an entry of its own, the last."""
+        known, label = hard != NO_LABEL, hard.clamp(min=0).unsqueeze(-1)
+        is_hard = teacher.used & (teacher.ids == label)
+        kept = is_hard.any(-1)
+        used = torch.cat([teacher.used & ~is_hard, torch.ones_like(label, dtype=torch.bool)], -1)
+        ids = torch.where(used[..., :-1], teacher.ids, label)
+        soft = against(teacher, forward_kl, logits.dtype)
+
+        def both(log_q: Tensor, log_q_rest: Tensor) -> Tensor:
+            at_hard = log_q[..., -1]
+            entries = torch.where(is_hard, at_hard.unsqueeze(-1), log_q[..., :-1])
+            rest = torch.where(kept, log_q_rest, torch.logaddexp(log_q_rest, at_hard))
+            ce = torch.where(known, -at_hard, 0)
+            return self.soft_weight * soft(entries, rest) + self.hard_weight * ce
+
+        ids = torch.cat([ids, label], -1)
+        return loss_and_gradient(logits, ids, used, both, temperature=1.0, gradient=gradient)
+
+
+def _scaled(pointwise: Pointwise, weight: float) -> Pointwise:
+    return lambda log_q, log_q_rest: weight * pointwise(log_q, log_q_rest)
+
+
+class _Linear(torch.autograd.Function):
+    """Rows (n, d), a head (V, d) and a bias (V,) or None → loss (n,)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, work: _Work
+    ) -> Tensor:
+        needs = ctx.needs_input_grad[:3]
+        ctx.work, ctx.needs = work, needs
+        loss, slopes = _pass(hidden, weight, bias, work, needs=needs, upstream=None)
+        ctx.save_for_backward(hidden, weight, bias, *slopes)
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, by_hidden, by_weight, by_bias = ctx.saved_tensors
+        if by_hidden is not None:
+            by_hidden = (by_hidden * upstream.unsqueeze(-1)).to(hidden.dtype)
+        if by_weight is not None or by_bias is not None:
+            scale = upstream[0] if len(upstream) else upstream.new_ones(())
+            if bool((upstream == scale).all()):
+                by_weight = None if by_weight is None else by_weight * scale
+                by_bias = None if by_bias is None else by_bias * scale
+            else:
+                needs = (False, *ctx.needs[1:])
+                _, (_, by_weight, by_bias) = _pass(
+                    hidden, weight, bias, ctx.work, needs=needs, upstream=upstream
+                )
+        return (
+            by_hidden,
+            None if by_weight is None else by_weight.to(weight.dtype),
+            None if by_bias is None else by_bias.to(bias.dtype),
+            None,
+        )
+
+
+def _pass(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    work: _Work,
+    *,
+    needs: tuple[bool, bool, bool],
+    upstream: Tensor | None,
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Loss, and its gradients by hidden states, head and bias, where they are needed.
+
+    Args:
+        upstream: the gradient of what is made of the loss, (n,); None for 1 everywhere.
+    """
+    wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    loss = hidden.new_zeros(len(hidden), dtype=wide)
+    by_hidden = torch.zeros_like(hidden) if needs[0] else None
+    by_weight = torch.zeros_like(weight, dtype=wide) if needs[1] else None
+    by_bias = weight.new_zeros(len(weight), dtype=wide) if needs[2] else None
+    for start in range(0, len(hidden), work.chunk):
+        rows = slice(start, start + work.chunk)
+        logits = (hidden[rows] @ weight.T).to(wide)
+        if bias is not None:
+            logits += bias
+        loss[rows], slope = work.logits_gradient(logits, rows, gradient=any(needs))
+        if slope is None:
+            continue
+        if upstream is not None:
+            slope *= upstream[rows].unsqueeze(-1)
+        if by_bias is not None:
+            by_bias += slope.sum(0)
+        narrow = slope.to(hidden.dtype)
+        if by_hidden is not None:
+            torch.mm(narrow, weight, out=by_hidden[rows])
+        if by_weight is not None:
+            if narrow.dtype == wide:
+                by_weight.addmm_(narrow.T, hidden[rows])
+            else:
+                by_weight += narrow.T @ hidden[rows]
+    return loss, [by_hidden, by_weight, by_bias]
+
+
+def _check(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: SoftLabels,
+    hard_labels: Tensor | None,
+    hard_weight: float,
+) -> None:
+    if hidden.shape[:-1] != labels.shape or hidden.shape[-1] != weight.shape[-1]:
+        raise InputError(
+            f"hidden states have shape {tuple(hidden.shape)}, the head {tuple(weight.shape)} and "
+            f"labels {tuple(labels.shape)}; they must be (..., d), (V, d) and (...): the same "
+            "positions, nothing is shifted"
+        )
+    if hard_weight and hard_labels is None:
+        raise InputError("hard_weight weighs the loss on hard_labels; pass them, or leave it 0")
+    if hard_labels is not None and hard_labels.shape != labels.shape:
+        raise InputError(
+            f"hard labels have shape {tuple(hard_labels.shape)}, labels {tuple(labels.shape)}"
+        )
