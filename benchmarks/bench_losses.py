@@ -1,15 +1,16 @@
 """What does training from a label set cost, beside cross-entropy and the dense KL?
 
-    python benchmarks/bench_losses.py [--quick]
+    python benchmarks/bench_losses.py [--quick] [--device cuda]
 
-Forward and backward of one batch of float32 logits, whose gradient is made anew each time. The
-peak is what resident memory rises by above the logits, their gradient included.
+Forward and backward of one batch, from logits and from hidden states with their head, the gradients
+made anew each time. The peak is what resident memory rises by above the inputs, gradients included.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from timing import interleaved_medians, machine, markdown, peak_extra_bytes
@@ -17,46 +18,123 @@ from torch import Tensor
 from torch.nn import functional
 
 import softlabels as sl
+from softlabels.labels import concatenate
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a small batch, three runs")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="small batches, three runs")
     parser.add_argument("--k", type=int, default=64)
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    positions, classes, runs = (64, 8_192, 3) if args.quick else (1024, 49_152, 7)
-
     torch.manual_seed(0)
-    teacher = torch.randn(positions, classes).mul_(3)
-    student = torch.randn(positions, classes).requires_grad_()
-    hard = torch.randint(classes, (positions,))
-    labels = sl.TopK(args.k)(teacher, hard, temperatures=(1.0,))
     check(positions=16, classes=256)
+    check_linear()
+    print(machine())
+    of_logits(args)
+    of_hidden_states(args)
 
-    dense = torch.log_softmax(teacher, -1)
+
+def of_logits(args: argparse.Namespace) -> None:
+    """From logits that are there."""
+    positions, classes, runs = (64, 8_192, 3) if args.quick else (1024, 49_152, 7)
+    teacher = torch.randn(positions, classes).mul_(3)
+    student = torch.randn(positions, classes, device=args.device).requires_grad_()
+    hard = torch.randint(classes, (positions,))
+    labels = sl.TopK(args.k)(teacher, hard, temperatures=(1.0,)).to(args.device)
+    dense, hard = torch.log_softmax(teacher, -1).to(args.device), hard.to(args.device)
     steps = {
         "cross-entropy (torch)": lambda: functional.cross_entropy(student, hard),
         "dense KL (torch)": lambda: dense_kl(student, dense).mean(),
         "losses.cross_entropy": lambda: sl.losses.reduce(sl.losses.cross_entropy(student, hard)),
-        "losses.kl_divergence": lambda: sl.losses.reduce(sl.losses.kl_divergence(student, labels)),
     }
-    contestants = {name: both_ways(loss, student) for name, loss in steps.items()}
+    for name in ("kl_divergence", "reverse_kl_divergence", "js_divergence", "total_variation"):
+        steps[f"losses.{name}"] = partial(reduced, getattr(sl.losses, name), student, labels)
+    print(f"\nFrom logits: {positions:,} × {classes:,} float32, k = {args.k}\n")
+    report(steps, [student], runs=runs)
+
+
+def of_hidden_states(args: argparse.Namespace) -> None:
+    """From the head's input, the head's own product and its gradient included."""
+    positions, width, classes, runs = (256, 64, 8_192, 3) if args.quick else (2048, 576, 49_152, 5)
+    dtype = torch.float32
+    if args.device != "cpu" and not args.quick:
+        positions, width, classes, dtype = 8192, 4096, 128_256, torch.bfloat16
+    labels = in_parts(positions, classes, args.k).to(args.device)
+    made = {"device": args.device, "dtype": dtype}
+    hidden = torch.randn(positions, width, **made).requires_grad_()
+    head = (torch.randn(classes, width, **made) / width**0.5).requires_grad_()
+    hard = torch.randint(classes, (positions,), device=args.device)
+    linear = sl.losses.linear_kl_divergence
+    steps = {
+        "cross-entropy (torch)": lambda: functional.cross_entropy((hidden @ head.T).float(), hard),
+        "kl_divergence of logits": lambda: reduced(
+            sl.losses.kl_divergence, hidden @ head.T, labels
+        ),
+        "linear_kl_divergence": lambda: linear(hidden, head, labels).mean(),
+        "the same with cross-entropy": lambda: linear(
+            hidden, head, labels, hard_labels=hard, hard_weight=0.1
+        ).mean(),
+    }
+    if (liger := liger_step(hidden, head, hard)) is not None:
+        steps["cross-entropy (Liger)"] = liger
+    shown = f"{positions:,} × {width:,} × {classes:,} {str(dtype).removeprefix('torch.')}"
+    print(f"\nFrom hidden states: {shown}, k = {args.k}\n")
+    report(steps, [hidden, head], runs=runs)
+
+
+def in_parts(positions: int, classes: int, k: int) -> sl.SoftLabels:
+    """Labels of random logits, a few rows at a time."""
+    parts = []
+    for start in range(0, positions, 256):
+        teacher = torch.randn(min(256, positions - start), classes).mul_(3)
+        hard = torch.randint(classes, (len(teacher),))
+        parts.append(sl.TopK(k)(teacher, hard, temperatures=(1.0,)))
+    return concatenate(parts)
+
+
+def reduced(loss: Callable[..., Tensor], logits: Tensor, labels: sl.SoftLabels) -> Tensor:
+    return sl.losses.reduce(loss(logits, labels))
+
+
+def liger_step(hidden: Tensor, head: Tensor, hard: Tensor) -> Callable[[], Tensor] | None:
+    """Liger's chunked cross-entropy, where it is installed and runs."""
+    try:
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+        loss = LigerFusedLinearCrossEntropyLoss()
+        loss(head, hidden, hard)
+    except Exception as error:
+        print(f"Liger is left out: {type(error).__name__}")
+        return None
+    return lambda: loss(head, hidden, hard)
+
+
+def report(steps: dict[str, Callable[[], Tensor]], inputs: list[Tensor], *, runs: int) -> None:
+    contestants = {name: both_ways(loss, inputs) for name, loss in steps.items()}
     seconds = interleaved_medians(contestants, runs=runs)
     peaks = {name: peak_extra_bytes(run) for name, run in contestants.items()}
-    baseline = seconds["cross-entropy (torch)"]
+    first = next(iter(steps))
     rows = [
-        [name, f"{1e3 * taken:.0f}", f"{taken / baseline:.2f}", f"{peaks[name] / 2**20:.0f}"]
+        [
+            name,
+            f"{1e3 * taken:.0f}",
+            f"{taken / seconds[first]:.2f}",
+            f"{peaks[name] / 2**20:.0f}",
+            f"{peaks[name] / peaks[first]:.2f}",
+        ]
         for name, taken in seconds.items()
     ]
-    print(f"{positions:,} × {classes:,} float32, k = {args.k}. {machine()}\n")
-    print(markdown(["forward + backward", "ms", "ratio", "peak MiB"], rows))
+    print(markdown(["forward + backward", "ms", "ratio", "peak MiB", "ratio"], rows))
 
 
-def both_ways(loss: Callable[[], Tensor], student: Tensor) -> Callable[[], None]:
+def both_ways(loss: Callable[[], Tensor], inputs: list[Tensor]) -> Callable[[], None]:
     def run() -> None:
-        student.grad = None
         loss().backward()
-        student.grad = None
+        if inputs[0].is_cuda:
+            torch.cuda.synchronize()
+        for tensor in inputs:
+            tensor.grad = None
 
     return run
 
@@ -85,6 +163,21 @@ def check(*, positions: int, classes: int) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
         gradients = [torch.autograd.grad(loss.sum(), student)[0] for loss in (ours, theirs)]
         torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
+
+
+def check_linear() -> None:
+    """In float64, ours from hidden states is ours from logits; its gradients too."""
+    hidden = torch.randn(32, 8, dtype=torch.float64, requires_grad=True)
+    head = torch.randn(256, 8, dtype=torch.float64, requires_grad=True)
+    hard = torch.randint(256, (32,))
+    labels = sl.TopK(16)(torch.randn(32, 256).mul_(3), hard, temperatures=(1.0,))
+    ours = sl.losses.linear_kl_divergence(hidden, head, labels, chunk_rows=7)
+    theirs = sl.losses.kl_divergence(hidden @ head.T, labels)
+    torch.testing.assert_close(ours, theirs)
+    for one, other in zip(
+        *(torch.autograd.grad(loss.mean(), (hidden, head)) for loss in (ours, theirs)), strict=True
+    ):
+        torch.testing.assert_close(one, other)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,13 @@
-"""What bench_storage.py holds layouts to: added KL, a limit, tails at any temperature; a figure."""
+"""What bench_storage.py holds layouts to: added KL, a limit, tails at any temperature; a figure.
+
+    python benchmarks/storage_fidelity.py LABELS
+
+prints how far tails estimated from T = 1 alone are off, on the positions of LABELS that are dense.
+"""
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from timing import markdown
 from torch import Tensor
 
 import softlabels as sl
@@ -155,6 +162,49 @@ def dense_probes(labels: sl.LabelSet) -> Probes | None:
     return probes
 
 
+def show_estimates(probes: Probes, *, ks: Sequence[int], temperatures: Sequence[float]) -> None:
+    """Tails that `with_estimated_tails` makes of log-probs at T = 1, as a server tells them."""
+    header = ["k", "T", "mass", "off by, mean", "99 %", "KL", "spread evenly, mean", "99 %", "KL"]
+    rows = []
+    for k in ks:
+        bare = replace(probes.teacher.first(k), log_tails=None, temperatures=())
+        labels = bare.with_estimated_tails(temperatures)
+        for temperature in temperatures:
+            true = probes.log_tails(bare.ids, temperature)
+            log_p = with_tail(bare, true, temperature)
+            ours = full(labels, temperature)
+            evenly = guessed(bare.log_probs, temperature, probes.logits.shape[-1])
+            # An even spread is the most that convexity allows, of the same tail at T = 1.
+            if bool((ours[:, -1] > evenly[:, -1] + 1e-3).any()):
+                raise SystemExit("an estimate is above what is possible")
+            row = [f"{k}", f"{temperature:g}", f"{float(true.exp().mean()):.3f}"]
+            for log_q in (ours, evenly):
+                off = (log_q[:, -1].exp() - true.exp()).abs()
+                row += [f"{float(off.mean()):.4f}", f"{float(off.quantile(0.99)):.3f}"]
+                row.append(f"{float(divergence(log_p, log_q).mean()):.1e}")
+            rows.append(row)
+    print(f"Tails estimated from T = 1 alone, {len(probes.logits):,} dense positions\n")
+    print(markdown(header, rows))
+
+
+def with_tail(labels: sl.SoftLabels, log_tail: Tensor, temperature: float) -> Tensor:
+    """As `full`, with this rest."""
+    kept = (labels.log_probs.double() / temperature).log_softmax(-1)
+    return torch.cat([kept + torch.log(-torch.expm1(log_tail))[:, None], log_tail[:, None]], -1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="How far are tails estimated from T = 1 off?")
+    parser.add_argument("labels", type=Path, help="exact, k of 16 or more, with dense positions")
+    probes = dense_probes(sl.LabelSet.open(parser.parse_args().labels))
+    if probes is None:
+        raise SystemExit(
+            "no position of these labels is kept dense: softlabels precompute --probes"
+        )
+    ks = [k for k in (256, 64, 16) if k <= probes.teacher.k]
+    show_estimates(probes, ks=ks, temperatures=(1.5, 2.0, 3.0, 4.0))
+
+
 # Below, nothing is added: the lowest mark of the axis, "0".
 _NOTHING = 1e-8
 # What is drawn: marker, then where its name stands from its last point, and how it is aligned.
@@ -237,3 +287,7 @@ def _draw_limit(panel: Any, rows: Sequence[Any], temperature: float) -> None:
         "its order-0 entropy", points[0], xytext=(0, 30), size=9,
         textcoords="offset points", arrowprops={"arrowstyle": "-", "color": "0.5"},
     )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
