@@ -8,7 +8,9 @@
     ├── PlanMismatchError(ValueError)  begun with another teacher, data or setting
     ├── LabelSetError(ValueError)      the directory is not a label set, or not a finished one
     │   ├── UnsupportedFormatError     of a version, or with a feature, unknown here
-    │   └── CorruptShardError          a file is missing, cut short or not what was written
+    │   ├── CorruptShardError          a file is missing, cut short or not what was written
+    │   └── RemoteError                a remote set cannot be reached, or its cache not be written
+    │       └── MissingError           the server has no such file
     ├── JoinError(KeyError)            labels and data do not belong together
     ├── VocabularyMismatchError(ValueError)  not the teacher's tokenizer or classes
     └── MissingTailError(ValueError)   no tail mass was stored for this temperature
@@ -59,6 +61,14 @@ class UnsupportedFormatError(LabelSetError):
 
 class CorruptShardError(LabelSetError):
     """A file of the label set is missing, cut short, or not what was written."""
+
+
+class RemoteError(LabelSetError):
+    """A remote label set cannot be reached, or the cache cannot take its bytes."""
+
+
+class MissingError(RemoteError):
+    """The server has no such file."""
 
 
 class JoinError(SoftLabelsError, KeyError):

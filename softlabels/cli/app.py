@@ -21,6 +21,9 @@ from softlabels.errors import CorruptShardError, InputError, SoftLabelsError
 OK, FINDING, USAGE = 0, 1, 2
 
 Directory = Annotated[Path, Parameter(help="The label set's folder.")]
+Place = Annotated[
+    str, Parameter(help="The label set's folder, or its URL (hf://, https://, s3://).")
+]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON for programs.")]
 
 app = App(
@@ -84,7 +87,7 @@ def derive(arguments: Annotated[DeriveArguments, Parameter(name="*")]) -> int:
 
 
 @app.command
-def info(directory: Directory, /, *, json: AsJson = False) -> int:
+def info(directory: Place, /, *, json: AsJson = False) -> int:
     """What a label set is: teacher, data, selection, codec, totals, bytes per position."""
     from softlabels.cli.look import show_info
 
@@ -93,7 +96,7 @@ def info(directory: Directory, /, *, json: AsJson = False) -> int:
 
 @app.command
 def show(
-    directory: Directory,
+    directory: Place,
     key: Annotated[
         str | None, Parameter(help="A sample's key; the first one's by default.")
     ] = None,

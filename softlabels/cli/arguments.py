@@ -143,7 +143,7 @@ class PlanArguments(PrecomputeArguments):
 class DeriveArguments:
     """What `softlabels derive` takes."""
 
-    source: Annotated[Path, Parameter(help="A finished label set.")]
+    source: Annotated[str, Parameter(help="A finished label set: its folder or URL.")]
     out: Annotated[Path, Parameter(help="The new set's folder: new, empty, or one to resume.")]
     _: KW_ONLY
     codec: Annotated[CodecName | None, _help("How entries are written; as in the source.")] = None

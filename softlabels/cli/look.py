@@ -17,7 +17,6 @@ from torch import Tensor
 from softlabels.cli.screen import Screen
 from softlabels.codecs.limit import Limit, limit
 from softlabels.errors import CorruptShardError, InputError, LabelSetError, quoted
-from softlabels.labelset import layout
 from softlabels.labelset import plan as plans
 from softlabels.labelset.reader import LabelSet
 from softlabels.labelset.verify import repair as drop_bad
@@ -27,7 +26,7 @@ from softlabels.labelset.verify import verify
 _SAMPLE_POSITIONS = 16_384
 
 
-def show_info(directory: Path, *, as_json: bool) -> int:
+def show_info(directory: str, *, as_json: bool) -> int:
     """What a set is."""
     labels = LabelSet.open(directory, unfinished=True)
     plan, totals = labels.plan, labels.totals
@@ -128,7 +127,7 @@ class Window:
 
 
 def show_record(
-    directory: Path, key: str | None, part: int | None, view: int, *, window: Window, as_json: bool
+    directory: str, key: str | None, part: int | None, view: int, *, window: Window, as_json: bool
 ) -> int:
     """Tokens of one record, and what the teacher believed would follow each."""
     labels = LabelSet.open(directory, unfinished=True)
@@ -263,12 +262,12 @@ def _key(labels: LabelSet, key: str) -> str | int:
 
 def _decoder(labels: LabelSet) -> Callable[[int], str]:
     """Ids to token text, where the set carries a tokenizer and one can be loaded; else numbers."""
-    path = labels.root / layout.TOKENIZER / "tokenizer.json"
     try:
         from tokenizers import Tokenizer
     except ImportError:
         return str
-    if not path.is_file():
+    folder = labels.tokenizer_folder()
+    if folder is None or not (path := folder / "tokenizer.json").is_file():
         return str
     try:
         tokenizer = Tokenizer.from_file(str(path))

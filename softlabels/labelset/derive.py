@@ -14,13 +14,13 @@ import numpy as np
 from softlabels import codecs
 from softlabels.errors import InputError, LabelSetError
 from softlabels.labels import SoftLabels, concatenate
-from softlabels.labelset import layout, receipts
+from softlabels.labelset import layout
 from softlabels.labelset import plan as plans
 from softlabels.labelset.manifest import Receipt
 from softlabels.labelset.plan import Origin, Plan
 from softlabels.labelset.reader import LabelSet
 from softlabels.labelset.records import Records, join
-from softlabels.labelset.shard import Shard, UnitSummary, file_sha256
+from softlabels.labelset.shard import UnitSummary, file_sha256
 from softlabels.labelset.writer import LabelSetWriter, begin, check_directory, check_writable
 from softlabels.progress import Tracker, shown
 
@@ -63,18 +63,18 @@ def derive(
     check_directory(root)
     if not labels.finished:
         raise LabelSetError(
-            f"{labels.root} is unfinished; run the `softlabels precompute` that began it again"
+            f"{labels.name} is unfinished; run the `softlabels precompute` that began it again"
         )
     if labels.plan.codec["name"] == "sampled":
         raise InputError(
-            f"{labels.root} is sampled: a part of unbiased weights is biased, and no other codec "
+            f"{labels.name} is sampled: a part of unbiased weights is biased, and no other codec "
             "writes weights; label again with another selection"
         )
     kept = _entries(labels.plan, codec, k)
     name = str(labels.plan.codec["name"]) if codec is None else codecs.preset(codec).codec
     if name == "lossless" and labels.codec.logits_dtype is None:
         raise InputError(
-            f"{labels.root} is written with the codec {labels.plan.codec['name']}, which does not "
+            f"{labels.name} is written with the codec {labels.plan.codec['name']}, which does not "
             "keep the teacher's logits; lossless can be derived from lossless alone"
         )
     check_writable(root)
@@ -141,7 +141,7 @@ def _sample(labels: LabelSet, k: int) -> SoftLabels:
 
 def _unit(labels: LabelSet, receipt: Receipt, k: int) -> tuple[Records, UnitSummary]:
     """The records of one shard, with k entries at each position."""
-    shard = Shard(labels.root / receipt.path, receipt=receipt, name=receipt.path)
+    shard = labels.open_shard(receipt)
     groups = range(shard.metadata.num_row_groups)
     parts = [shard.records(group, labels.codec) for group in groups]
     parts = parts or [labels.take([])]
@@ -155,14 +155,12 @@ def _fewer(source: LabelSet, labels: SoftLabels, k: int) -> SoftLabels:
 
 def _copy_probes(labels: LabelSet, receipt: Receipt, writer: LabelSetWriter) -> None:
     if receipt.probes:
-        file = labels.root / layout.probes_path(labels.plan.split, receipt.unit)
-        receipts.check_file(file, receipt.probes_sha256)
+        file = labels.probes_file(receipt)
         writer.publish_probes(receipt.unit, lambda path: shutil.copyfile(file, path))
 
 
 def _tokenizer(labels: LabelSet) -> Callable[[Path], object] | None:
-    folder = labels.root / layout.TOKENIZER
-    if not folder.is_dir():
+    folder = labels.tokenizer_folder()
+    if folder is None:
         return None
-    receipts.check_folder(labels.root, layout.TOKENIZER)
     return lambda to: shutil.copytree(folder, to, dirs_exist_ok=True)

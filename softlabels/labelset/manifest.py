@@ -170,9 +170,9 @@ def shard_table(receipts: Sequence[Receipt]) -> bytes:
 def parse_shard_table(data: bytes, *, where: str) -> list[Receipt]:
     """Validate shards.parquet; raises `LabelSetError`."""
     try:
-        # pq.read_table, even without threads of its own, sometimes aborts the process at its exit
-        # ("terminate called without an active exception", Arrow 26).
-        file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
+        # No thread, and no Python file: one of Arrow's that still lets go of a Python object when
+        # the interpreter ends aborts the process ("terminate called without an active exception").
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         table = file.read(use_threads=False)
         rows: list[dict[str, Any]] = table.to_pylist()
         return [Receipt.model_validate(row) for row in rows]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import glob
 import os
 import threading
+import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self, overload
@@ -31,6 +33,7 @@ from softlabels.labelset.plan import Plan
 from softlabels.labelset.probes import Probes
 from softlabels.labelset.records import IDENTITY, Records, from_table, schema
 from softlabels.labelset.shard import Shard
+from softlabels.labelset.store import Store, in_flight, locate
 
 # Row groups, still encoded, that stay in memory: 256 MiB serve random reading within many shards.
 _CACHE_BYTES = 256 << 20
@@ -38,6 +41,9 @@ _CACHE_BYTES = 256 << 20
 _OPEN_SHARDS = 64
 # Records that are decoded together for a list of them.
 _TAKEN_RECORDS = 32
+# Row groups of a remote set that are under way while one is used in a pass over all of them.
+_AHEAD = 8
+_sets: weakref.WeakSet[LabelSet] = weakref.WeakSet()
 
 
 @dataclass(frozen=True)
@@ -63,37 +69,57 @@ class LabelSet:
     Every byte is checked against the manifest's digests when it is read. It may be read from
     several threads. Pickled, it is opened
     again in the other process and reads the same records, or fails.
+
+    Of a set somewhere else, a row group is fetched when a record of it is wanted, into a cache
+    that all processes of the machine share. It stays at the revision at which it was opened.
+
+    Attributes:
+        name: its path or URL, for messages.
+        root: its folder; of a remote set, one with the plan, the manifest and the shard table.
     """
 
     def __init__(
-        self, root: Path, plan: Plan, shards: Sequence[Receipt], *, finished: bool
+        self, store: Store, plan: Plan, shards: Sequence[Receipt], *, finished: bool
     ) -> None:
-        self.root, self.plan, self.finished = root, plan, finished
+        self.root, self.plan, self.finished = store.root, plan, finished
+        self.name, self._store = store.name, store
         self.receipts = list(shards)
         self.codec = plan.make_codec()
+        self._forget()
+        _sets.add(self)
+
+    def _forget(self) -> None:
+        """What is open and held; in a forked process, another thread's lock would stay locked."""
         self._shards: OrderedDict[int, Shard] = OrderedDict()
         self._cache: OrderedDict[int, pa.Table] = OrderedDict()
         self._cached_bytes = 0
         # Records are unpacked in parallel, and looked up one after another.
         self._lock = threading.RLock()
+        self._opening: dict[int, threading.Lock] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (type(self), self.root.absolute(), self.plan, self.receipts, self.finished)
+        return _reopen, (type(self), self._store, self.plan, self.receipts, self.finished)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, unfinished: bool = False) -> Self:
         """Open a label set.
 
         Args:
-            path: its directory.
-            unfinished: also accept a set without a manifest: the records labelled so far.
+            path: its directory, or a URL: "hf://datasets/USER/NAME[@REVISION][/FOLDER]",
+                "https://HOST/PATH", "s3://BUCKET/PREFIX" or any that fsspec knows. Of a remote set
+                only the manifest, the plan and the shard table are fetched now.
+            unfinished: also accept a set without a manifest: the records labelled so far. A remote
+                set has to be finished.
 
         Raises:
             LabelSetError: not a label set, or not a finished one.
+            InputError: a URL that cannot be read.
+            RemoteError: a remote set that cannot be reached (a LabelSetError).
             UnsupportedFormatError: of a version or with a feature that is not known here.
             CorruptShardError: a shard is missing or has another size than it should.
         """
-        root = Path(path).absolute()
+        store = locate(path)
+        root = store.root
         if not layout.is_label_set(root):
             found = "there is no such folder" if not root.is_dir() else f"no {layout.PLAN} in it"
             raise LabelSetError(
@@ -109,8 +135,9 @@ class LabelSet:
             )
         plan_digest = plans.digest(plan_bytes)
         shards = receipts.finished(root, plan_digest) if finished else receipts.unfinished(root)
-        labels = cls(root, plan, shards, finished=finished)
-        labels._check_sizes()
+        labels = cls(store, plan, shards, finished=finished)
+        if not store.remote:
+            labels._check_sizes()
         return labels
 
     @property
@@ -150,7 +177,12 @@ class LabelSet:
 
     def columns(self, names: Sequence[str]) -> pa.Table:
         """Columns of the shards, of every record, in order."""
-        tables = [self._shard(group.shard).read(group.group, names) for group in self.row_groups]
+        arriving = self._bring(range(len(self.row_groups)), names)
+        tables = []
+        for index, group in enumerate(self.row_groups):
+            if index in arriving:
+                arriving.pop(index).result()
+            tables.append(self._shard(group.shard).read(group.group, names))
         none = self._no_rows.select(names)
         return pa.concat_tables(tables or [none]).select(names).combine_chunks()
 
@@ -228,14 +260,72 @@ class LabelSet:
                 )
             raise
 
+    def prefetch(self, numbers: Sequence[int] | NDArray[np.int64]) -> None:
+        """Begin to fetch the row groups of these records in threads; returns at once.
+
+        `take` waits for what is under way and fetches nothing twice. What goes wrong is raised by
+        the `take` that needs it. Of a local set there is nothing to fetch.
+        """
+        if self._store.remote:
+            self._bring(self._groups_of(self._places(numbers).ravel()).tolist())
+
+    def tokenizer_folder(self) -> Path | None:
+        """A local folder with the set's tokenizer as `save_pretrained` wrote it, if it has one.
+
+        Raises:
+            CorruptShardError: a file of it is not the one that was written.
+        """
+        return self._store.folder(layout.TOKENIZER)
+
+    def open_shard(self, receipt: Receipt) -> Shard:
+        """A shard by its receipt; raises `CorruptShardError`."""
+        return self._store.shard(receipt)
+
+    def probes_file(self, receipt: Receipt) -> Path:
+        """A local file of a unit's probes, checked; raises `CorruptShardError`."""
+        name = layout.probes_path(self.plan.split, receipt.unit)
+        return self._store.file(name, receipt.probes_sha256)
+
+    def _bring(
+        self, groups: Iterable[int], names: Sequence[str] | None = None
+    ) -> dict[int, Future[None]]:
+        """Begin to fetch columns of row groups (all of the format's by default), if need be."""
+        arriving: dict[int, Future[None]] = {}
+        if not self._store.remote:
+            return arriving
+        for group in dict.fromkeys(groups):
+            if names is None and group in self._cache:
+                continue
+            place = self.row_groups[group]
+            shard = self._shards.get(place.shard)
+            columns = names or self._columns
+            if shard is None or shard.dropped or not shard.is_here(place.group, columns):
+                digest = self.receipts[place.shard].sha256
+                key = (self.name, digest, place.group, tuple(columns))
+                arriving[group] = in_flight.start(key, partial(self._fetch, place, columns))
+        return arriving
+
+    def _fetch(self, place: RowGroup, columns: Sequence[str]) -> None:
+        self._shard(place.shard).fetch(place.group, columns)
+
+    @cached_property
+    def _columns(self) -> list[str]:
+        return list(self._no_rows.column_names)
+
+    def _groups_of(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.searchsorted(self._group_starts, places, side="right") - 1
+
     def _pieces(self, places: NDArray[np.int64]) -> Iterator[tuple[int, pa.Table]]:
         """Rows of these records, a slice for each run of neighbours, and their row group."""
-        groups = np.searchsorted(self._group_starts, places, side="right") - 1
+        groups = self._groups_of(places)
+        arriving = self._bring(groups.tolist())
         breaks = np.flatnonzero((np.diff(places) != 1) | (np.diff(groups) != 0)) + 1
         bounds = [0, *breaks.tolist(), len(places)] if len(places) else [0]
         for start, stop in pairwise(bounds):
             group = int(groups[start])
             first = int(places[start]) - self.row_groups[group].start
+            if group in arriving:
+                arriving.pop(group).result()
             yield group, self._table(group).slice(first, stop - start)
 
     def _table(self, group: int) -> pa.Table:
@@ -244,8 +334,13 @@ class LabelSet:
             if group in self._cache:
                 self._cache.move_to_end(group)
                 return self._cache[group]
-            place = self.row_groups[group]
-            table = self._shard(place.shard).table(place.group, self.codec)
+        place = self.row_groups[group]
+        # Not under the lock: to open a shard may take a request.
+        shard = self._shard(place.shard)
+        with self._lock:
+            if group in self._cache:
+                return self._cache[group]
+            table = shard.table(place.group, self.codec)
             self._cache[group] = table
             self._cached_bytes += table.nbytes
             while self._cached_bytes > _CACHE_BYTES and len(self._cache) > 1:
@@ -269,12 +364,12 @@ class LabelSet:
         _ = self._keys_checked
         if self.parts(key):
             raise JoinError(
-                f"key {quoted(key)} has no record of part {part}, view {view} in {self.root}; its "
+                f"key {quoted(key)} has no record of part {part}, view {view} in {self.name}; its "
                 f"labelled parts are {', '.join(map(str, self.parts(key)))}"
             )
         first = [row["key"] for row in self._identity(0)] if len(self) else []
         raise JoinError(
-            f"no record with key {quoted(key)} in {self.root}; keys are "
+            f"no record with key {quoted(key)} in {self.name}; keys are "
             f"{self.plan.data.key_type}, the first is {quoted(first[0]) if first else 'missing'}"
         )
 
@@ -294,10 +389,8 @@ class LabelSet:
         for receipt in self.receipts:
             if receipt.probes:
                 name = layout.probes_path(self.plan.split, receipt.unit)
-                receipts.check_file(self.root / name, receipt.probes_sha256)
-                for part in probes.read(
-                    self.root / name, classes=self.plan.teacher.classes, name=name
-                ):
+                file = self.probes_file(receipt)
+                for part in probes.read(file, classes=self.plan.teacher.classes, name=name):
                     yield replace(part, records=part.records + start)
             start += receipt.rows
 
@@ -306,8 +399,7 @@ class LabelSet:
         import datasets
 
         # `datasets` takes names for patterns: in another folder "run?" would read "run1" too.
-        root = glob.escape(str(self.root))
-        files = [f"{root}/{receipt.path}" for receipt in self.receipts]
+        files = [glob.escape(self._store.parquet(receipt)) for receipt in self.receipts]
         return datasets.load_dataset("parquet", data_files=files, split="train")
 
     def check_tokenizer(self, tokenizer: Any) -> None:
@@ -322,7 +414,10 @@ class LabelSet:
 
     def groups(self) -> Iterator[Records]:
         """Every row group, decoded, in record order."""
-        for group in self.row_groups:
+        for index, group in enumerate(self.row_groups):
+            arriving = self._bring(range(index, min(index + _AHEAD, len(self.row_groups))))
+            if index in arriving:
+                arriving[index].result()
             yield self._shard(group.shard).records(group.group, self.codec)
 
     def _rows(self, key: str | int) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -370,8 +465,8 @@ class LabelSet:
     @cached_property
     def key_index(self) -> KeyIndex:
         """From keys to the records that may have them; memory-mapped where the set is finished."""
-        path = self.root / layout.KEYS
-        if self.finished and path.is_file() and path.stat().st_size == 16 * len(self):
+        path = self._store.find(layout.KEYS) if self.finished else None
+        if path is not None and path.stat().st_size == 16 * len(self):
             return KeyIndex.map(path)
         return KeyIndex.build([self.identities["key"]])
 
@@ -379,7 +474,7 @@ class LabelSet:
     def _keys_checked(self) -> bool:
         """A hit is proven by the key itself; a miss only by an index that is whole."""
         if self.finished:
-            receipts.check_keys(self.root)
+            self._store.check_keys()
         return True
 
     @property
@@ -397,15 +492,27 @@ class LabelSet:
 
     def _shard(self, index: int) -> Shard:
         with self._lock:
-            if index in self._shards:
-                self._shards.move_to_end(index)
-                return self._shards[index]
-            receipt = self.receipts[index]
-            shard = Shard(self.root / receipt.path, receipt=receipt, name=receipt.path)
-            self._shards[index] = shard
-            if len(self._shards) > _OPEN_SHARDS:
-                self._shards.popitem(last=False)
+            if shard := self._open(index):
+                return shard
+            opening = self._opening.setdefault(index, threading.Lock())
+        with opening:
+            # A footer is fetched once, and readers of other shards do not wait for it.
+            with self._lock:
+                if shard := self._open(index):
+                    return shard
+            shard = self._store.shard(self.receipts[index])
+            with self._lock:
+                self._shards[index] = shard
+                if len(self._shards) > _OPEN_SHARDS:
+                    self._shards.popitem(last=False)
             return shard
+
+    def _open(self, index: int) -> Shard | None:
+        shard = self._shards.get(index)
+        if shard is None or shard.dropped:
+            return None
+        self._shards.move_to_end(index)
+        return shard
 
     def _check_sizes(self) -> None:
         """Missing and cut files are found at open, before an hour of training."""
@@ -423,6 +530,14 @@ def _bytes(receipt: Receipt, codec: Codec) -> int:
 
 
 def _reopen(
-    kind: type[LabelSet], root: Path, plan: Plan, shards: Sequence[Receipt], finished: bool
+    kind: type[LabelSet], store: Store, plan: Plan, shards: Sequence[Receipt], finished: bool
 ) -> LabelSet:
-    return kind(root, plan, shards, finished=finished)
+    return kind(store, plan, shards, finished=finished)
+
+
+def _forget_all() -> None:
+    for labels in list(_sets):
+        labels._forget()
+
+
+os.register_at_fork(after_in_child=_forget_all)

@@ -170,13 +170,14 @@ def scatter(labels: SoftLabels, mask: torch.Tensor) -> SoftLabels:
         mask: bool, any shape, as many true places as there are positions.
     """
     device, flat = labels.ids.device, mask.flatten()
-    places = flat.nonzero().squeeze(1).to(device)
-    others = (~flat).nonzero().squeeze(1).to(device)
+    full = bool(flat.all())
+    places = torch.empty(0) if full else flat.nonzero().squeeze(1).to(device)
+    others = torch.empty(0) if full else (~flat).nonzero().squeeze(1).to(device)
     fill = {"log_tails": -torch.inf, "hard_log_probs": torch.nan}
 
     def spread(name: str, values: torch.Tensor) -> torch.Tensor:
         shape = (*mask.shape, *values.shape[1:])
-        if not len(others):
+        if full:
             return values.view(shape)
         out = _empty(len(flat), values).index_copy_(0, places, values)
         return out.index_fill_(0, others, fill.get(name, 0)).view(shape)

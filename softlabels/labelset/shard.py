@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ import xxhash
 
 from softlabels.codecs import Codec
 from softlabels.errors import CorruptShardError, quoted
+from softlabels.labelset.cache import Piece, SparseFile
 from softlabels.labelset.manifest import Receipt
 from softlabels.labelset.records import Records, check_columns, from_table, to_table
 
@@ -27,6 +30,10 @@ _MAGIC_AND_LENGTH = 8
 _REPAIR = (
     "the file was changed after it was written: run `softlabels verify DIR --repair`, then the "
     "same `softlabels precompute` command, to drop and recompute it"
+)
+_REPLACED = (
+    "the server holds other bytes than the manifest names: the set was replaced or damaged there; "
+    "open it again, and if that does not help tell who published it"
 )
 
 
@@ -114,7 +121,8 @@ class Shard:
     """An open shard, memory-mapped; every read is checked against the receipt.
 
     Args:
-        path: the file.
+        file: where it lies; or what of a remote one is here, the rest of which is fetched when it
+            is read.
         receipt: what was published; None only while a receipt is being made.
         name: how errors call it.
 
@@ -122,13 +130,13 @@ class Shard:
         CorruptShardError: missing, cut short, or with another footer than the receipt's.
     """
 
-    def __init__(self, path: Path, *, receipt: Receipt | None, name: str) -> None:
+    def __init__(self, file: Path | SparseFile, *, receipt: Receipt | None, name: str) -> None:
         self.name, self.receipt = name, receipt
+        self._sparse = file if isinstance(file, SparseFile) else None
+        self._mapped: mmap.mmap | None = None
+        self._fetched: set[tuple[int, tuple[str, ...] | None]] = set()
         try:
-            size = path.stat().st_size
-            if receipt is not None and size != receipt.bytes:
-                raise self._corrupt(f"it has {size} bytes, {receipt.bytes} were written")
-            self._bytes = pa.memory_map(str(path))
+            self._bytes = self._map(file)
             if receipt is not None and self._footer_digest() != receipt.footer_sha256:
                 raise self._corrupt("its footer is not the one that was written")
             # Where there is a receipt, its digests cover every byte that is read.
@@ -142,6 +150,35 @@ class Shard:
             ) from None
         except (pa.ArrowException, OSError) as error:
             raise self._corrupt(f"it cannot be opened as Parquet ({error})") from error
+
+    def _map(self, file: Path | SparseFile) -> pa.NativeFile:
+        receipt = self.receipt
+        if isinstance(file, SparseFile):
+            assert receipt is not None
+            footer = Piece(
+                receipt.bytes - receipt.footer_bytes, receipt.bytes, receipt.footer_sha256
+            )
+            file.bring([footer], lambda data: hashlib.sha256(data).hexdigest())
+            return pa.BufferReader(file.buffer)
+        with file.open("rb") as opened:
+            size = os.fstat(opened.fileno()).st_size
+            if receipt is not None and size != receipt.bytes:
+                raise self._corrupt(f"it has {size} bytes, {receipt.bytes} were written")
+            if not size:
+                raise self._corrupt("it is empty")
+            self._mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        return pa.BufferReader(pa.py_buffer(memoryview(self._mapped)))
+
+    def _check_whole(self) -> None:
+        """A mapped file that is cut short in place would end the process when it is read."""
+        size = None if self._mapped is None else self._mapped.size()
+        if self._mapped is not None and size is not None and size < len(self._mapped):
+            raise self._corrupt(f"it was cut to {size} of {len(self._mapped)} bytes while open")
+
+    @property
+    def dropped(self) -> bool:
+        """Whether the cache dropped it: it is to be opened again."""
+        return self._sparse is not None and self._sparse.dropped
 
     @property
     def metadata(self) -> pq.FileMetaData:
@@ -173,6 +210,7 @@ class Shard:
         Raises:
             CorruptShardError: their bytes are not the ones that were written.
         """
+        self._check_whole()
         if self.receipt is not None:
             self._check_chunks(row_group, columns)
         try:
@@ -188,11 +226,33 @@ class Shard:
         Raises:
             CorruptShardError: its bytes are not the ones that were written, or are no records.
         """
+        names = self.columns(codec, row_group)
+        return self.read(row_group, names, threads=not codec.packed_columns)
+
+    def columns(self, codec: Codec, row_group: int) -> list[str]:
+        """The format's columns.
+
+        Raises:
+            CorruptShardError: some are missing, or of another type.
+        """
         try:
-            names = check_columns(self.schema, codec)
+            return check_columns(self.schema, codec)
         except CorruptShardError as error:
             raise self._corrupt(f"row group {row_group}: {error}") from None
-        return self.read(row_group, names, threads=not codec.packed_columns)
+
+    def is_here(self, row_group: int, columns: Sequence[str]) -> bool:
+        """Whether a row group was fetched before; of a local file, it always was."""
+        return self._sparse is None or (row_group, tuple(columns)) in self._fetched
+
+    def fetch(self, row_group: int, columns: Sequence[str]) -> None:
+        """Have a row group's bytes here, and right.
+
+        Raises:
+            CorruptShardError: they are not the ones that were written.
+            RemoteError: they cannot be fetched.
+        """
+        self._check_chunks(row_group, columns)
+        self._fetched.add((row_group, tuple(columns)))
 
     def records(self, row_group: int, codec: Codec) -> Records:
         """A row group, decoded.
@@ -272,17 +332,26 @@ class Shard:
         if len(expected) != self.metadata.num_columns:
             raise self._corrupt("it has another number of columns than the receipt")
         group = self.metadata.row_group(row_group)
-        for index, digest in enumerate(expected):
-            chunk = group.column(index)
-            leaf = chunk.path_in_schema
-            if columns is not None and leaf.split(".")[0] not in columns:
-                continue
-            found = self._chunk_digest(chunk)
-            if found != digest:
-                raise self._corrupt(
-                    f"row group {row_group}, column {leaf}: digest {found} is not the "
-                    f"receipt's {digest}"
-                )
+        chunks = [(group.column(index), digest) for index, digest in enumerate(expected)]
+        if columns is not None:
+            chunks = [c for c in chunks if c[0].path_in_schema.split(".")[0] in columns]
+        wrong = [c for c in chunks if self._chunk_digest(c[0]) != c[1]]
+        if wrong and self._sparse is not None:
+            pieces = [self._piece(chunk, digest) for chunk, digest in wrong]
+            self._sparse.bring(pieces, xxhash.xxh3_64_hexdigest)
+            wrong = [c for c in wrong if self._chunk_digest(c[0]) != c[1]]
+        for chunk, digest in wrong:
+            raise self._corrupt(
+                f"row group {row_group}, column {chunk.path_in_schema}: digest "
+                f"{self._chunk_digest(chunk)} is not the receipt's {digest}"
+            )
+
+    def _piece(self, chunk: pq.ColumnChunkMetaData, digest: str) -> Piece:
+        start = chunk.dictionary_page_offset or chunk.data_page_offset
+        stop = start + chunk.total_compressed_size
+        if not 0 <= start < stop <= self._bytes.size():
+            raise self._corrupt("its footer names places beyond its end")
+        return Piece(start, stop, digest)
 
     def _chunk_digest(self, chunk: pq.ColumnChunkMetaData) -> str:
         start = chunk.dictionary_page_offset or chunk.data_page_offset
@@ -306,7 +375,8 @@ class Shard:
         return hashlib.sha256(self._footer()).hexdigest()
 
     def _corrupt(self, found: str) -> CorruptShardError:
-        return CorruptShardError(f"{self.name}: {found}; {_REPAIR}")
+        todo = _REPAIR if self._sparse is None else _REPLACED
+        return CorruptShardError(f"{self.name}: {found}; {todo}")
 
 
 def file_sha256(path: Path) -> str:

@@ -160,7 +160,7 @@ def _of_all(teachers: Teachers, wanted: Int64s | None, on_missing: OnMissing) ->
     if len(lacking) and on_missing == "error":
         key = teachers.leader.identity(lacking[:1])["key"][0].as_py()
         raise JoinError(
-            f"key {quoted(key)} and {len(lacking) - 1} other records of {teachers.leader.root} "
+            f"key {quoted(key)} and {len(lacking) - 1} other records of {teachers.leader.name} "
             "have no labels in one of the other sets; pass on_missing='skip' to leave them out"
         )
     return kept
@@ -259,7 +259,7 @@ def _check(
         raise InputError(f"verify_inputs is {verify_inputs!r}; it is one of {', '.join(VERIFY)}")
     if data is None and not labels.plan.store_inputs:
         raise InputError(
-            f"{labels.root} does not carry its inputs (store_inputs=False); pass the data that "
+            f"{labels.name} does not carry its inputs (store_inputs=False); pass the data that "
             "was labelled: sl.loader(labels, data)"
         )
     if data is None and columns:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
@@ -109,9 +110,19 @@ class OrderedFeed:
 
     def _chunks(self, epoch: int, skip: int) -> Iterator[tuple[Int64s, Int64s]]:
         """Records in the epoch's order, and their lengths."""
-        for items in regroup(self._order.windows(epoch, skip=skip), self._arrangement.chunk):
+        for items in regroup(self._windows(epoch, skip), self._arrangement.chunk):
             records = self._choice(items, epoch)
             yield records, records if self._lengths is None else self._lengths[records]
+
+    def _windows(self, epoch: int, skip: int) -> Iterator[Int64s]:
+        """The order's windows; of a remote set the next ones are fetched while one is delivered."""
+        held: deque[Int64s] = deque()
+        for window in self._order.windows(epoch, skip=skip):
+            self._assembler.teachers.prefetch(self._choice(window, epoch))
+            held.append(window)
+            if len(held) > self._order.ahead:
+                yield held.popleft()
+        yield from held
 
     def make(self, batch: Batch, *, epoch: int, verify: bool) -> dict[str, Any]:
         numbers, rows = self._fetch(batch.items)

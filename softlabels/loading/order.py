@@ -14,6 +14,8 @@ Int64s = NDArray[np.int64]
 # in different ones, where a uniform shuffle has 8; of 16 blocks, 6.5. Row groups of 16,384
 # positions at k = 64 are 1.7 MB each.
 MIXED_BLOCKS = 64
+# Blocks that are looked ahead to in the stored order, where each is a window.
+STORED_AHEAD = 8
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,11 @@ class Order:
 
     def __len__(self) -> int:
         return int(self.bounds[-1])
+
+    @property
+    def ahead(self) -> int:
+        """How many windows to look ahead: about as many blocks as are mixed, or a few."""
+        return STORED_AHEAD if self.seed is None else 1
 
     def windows(self, epoch: int, *, skip: int = 0) -> Iterator[Int64s]:
         """The items from place `skip` on, a few blocks at a time; earlier ones are not touched."""

@@ -17,7 +17,6 @@ from softlabels.inputs.digests import input_digests, prepared_digest
 from softlabels.inputs.prepare import Windows, prepare
 from softlabels.inputs.sources import Source, open_source
 from softlabels.labels import SoftLabels
-from softlabels.labelset import layout
 from softlabels.labelset.reader import LabelSet
 from softlabels.labelset.records import Records
 from softlabels.loading.collate import FIELDS
@@ -231,12 +230,12 @@ def _values(column: pa.ChunkedArray) -> Any:
 
 
 def _stored_tokenizer(labels: LabelSet) -> Any:
-    folder = labels.root / layout.TOKENIZER
+    folder = labels.tokenizer_folder()
     try:
         from transformers import AutoTokenizer
     except ImportError:
         raise InputError(
-            f"{labels.root} does not carry its inputs, so the data's text must be tokenised again; "
+            f"{labels.name} does not carry its inputs, so the data's text must be tokenised again; "
             "pip install 'softlabels[transformers]', or pass tokenizer="
         ) from None
     return AutoTokenizer.from_pretrained(folder)

@@ -65,7 +65,7 @@ class Follower:
         for one, other in zip(here, there, strict=True):
             if one != other:
                 raise JoinError(
-                    f"key {quoted(one['key'])}, part {one['part']}: {self.labels.root} has labels "
+                    f"key {quoted(one['key'])}, part {one['part']}: {self.labels.name} has labels "
                     f"of other tokens (prepared digest {other['prepared_digest'].hex()}, the first "
                     f"set's {one['prepared_digest'].hex()}); several teachers have to label the "
                     "same tokens: one tokenizer, one preparation"
@@ -76,7 +76,7 @@ def _check_alike(leader: LabelSet, other: LabelSet) -> None:
     ours, theirs = leader.plan, other.plan
     if ours.teacher.classes != theirs.teacher.classes or ours.tokenizer != theirs.tokenizer:
         raise VocabularyMismatchError(
-            f"{other.root} was made with {theirs.teacher.classes} classes, {leader.root} with "
+            f"{other.name} was made with {theirs.teacher.classes} classes, {leader.name} with "
             f"{ours.teacher.classes}, or with another tokenizer; teachers of one batch have to "
             "speak of the same classes and tokens"
         )
@@ -162,6 +162,13 @@ class Teachers:
         """What a saved place depends on."""
         shards = [r.sha256 for f in self._followers for r in f.labels.receipts]
         return f"{self.fuse} {self._weights} {' '.join(shards)}"
+
+    def prefetch(self, numbers: Int64s) -> None:
+        """Begin to fetch the row groups of these records where a set is remote."""
+        known = numbers[numbers >= 0]
+        self.leader.prefetch(known)
+        for follower in self._followers:
+            follower.labels.prefetch(follower.number_of[known])
 
     def take(self, numbers: Int64s, epoch: int, device: torch.device) -> list[Records]:
         """The leader's records, then the others' labels of them; one value where it is chosen."""

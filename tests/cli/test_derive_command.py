@@ -269,4 +269,4 @@ def test_a_process_that_derives_imports_neither_transformers_nor_datasets(
         "print(code, sorted({'transformers', 'datasets'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1:] == ["0 []"], done.stderr
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["0 []"]), done.stderr

@@ -195,7 +195,7 @@ def test_a_tokenizer_that_cannot_be_read_is_named(
     out = Path(shutil.copytree(finished_set, tmp_path / "set"))
     (out / "tokenizer" / "tokenizer.json").write_text("{}")
     done = softlabels("show", out)
-    assert (done.code, done.out) == (2, "")
+    assert (done.code, done.out) == (1, "")
     assert "tokenizer.json" in done.err
     assert softlabels("show", out, "--json").code == 0
 

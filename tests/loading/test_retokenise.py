@@ -12,7 +12,12 @@ import torch
 from delivered import contents
 
 import softlabels as sl
-from softlabels.errors import InputError, JoinError, VocabularyMismatchError
+from softlabels.errors import (
+    CorruptShardError,
+    InputError,
+    JoinError,
+    VocabularyMismatchError,
+)
 
 Precompute = Callable[..., sl.LabelSet]
 Samples = list[dict[str, Any]]
@@ -71,7 +76,12 @@ def test_a_set_without_inputs_gives_what_one_with_inputs_gives(
 
 
 def test_tokens_made_in_another_way_are_caught_by_their_digest(
-    retold: Samples, tmp_path: Path, precompute: Precompute, tokenizer: Any, teacher_dir: Path
+    retold: Samples,
+    tmp_path: Path,
+    precompute: Precompute,
+    tokenizer: Any,
+    teacher_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from transformers import AutoTokenizer
 
@@ -88,9 +98,13 @@ def test_tokens_made_in_another_way_are_caught_by_their_digest(
     other = AutoTokenizer.from_pretrained(teacher_dir, bos_token="<|im_start|>")
     with pytest.raises(VocabularyMismatchError, match="bos_token has id 1, the teacher's 0"):
         sl.loader(labels, retold, tokenizer=other)
-    # The set's own folder, changed by hand: no identity is asked of it, the digest finds it.
+    # The set's own folder, changed by hand.
     file = tmp_path / "set" / "tokenizer" / "tokenizer.json"
     text = file.read_text(encoding="utf-8")
     file.write_text(text.replace('"add_prefix_space": false', '"add_prefix_space": true', 1))
+    with pytest.raises(CorruptShardError, match=r"tokenizer/tokenizer\.json"):
+        sl.loader(sl.LabelSet.open(labels.root), retold)
+    # No identity is asked of such a folder: the digest of what it gives finds it.
+    monkeypatch.setattr(sl.LabelSet, "tokenizer_folder", lambda _: file.parent)
     with pytest.raises(JoinError, match=r'key "0", part 0: its tokens'):
         list(sl.loader(labels, retold))
