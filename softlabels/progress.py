@@ -30,6 +30,9 @@ class Seen:
     judged: int
 
 
+NOTHING_SEEN = Seen(0, 0.0, 0.0, 0)
+
+
 @dataclass(frozen=True)
 class Progress:
     """A running job at one moment.
@@ -55,7 +58,7 @@ class Progress:
     written_positions: int = 0
     seconds: float = 0.0
     skipped_rows: int = 0
-    seen: Seen = Seen(0, 0.0, 0.0, 0)
+    seen: Seen = NOTHING_SEEN
 
     @property
     def tokens_per_s(self) -> float:
@@ -153,7 +156,7 @@ class Tracker:
         self._report = report
         self._state = Progress(total_rows=total_rows, share=None if total_rows is None else 0.0)
         self._unpublished: deque[int] = deque()  # rows of each unit; the last is being labelled
-        self._unit_tokens, self._unit_share = 0, 0.0
+        self._unit_tokens, self._unit_seen, self._unit_share = 0, NOTHING_SEEN, 0.0
         self._began = time.perf_counter()
         self._lock = threading.Lock()
 
@@ -170,7 +173,17 @@ class Tracker:
                 self._began = time.perf_counter()
                 self._state = replace(self._state, seconds=0.0)
             self._unpublished.append(rows)
-            self._unit_tokens, self._unit_share = 0, 0.0
+            self._unit_tokens, self._unit_seen, self._unit_share = 0, NOTHING_SEEN, 0.0
+
+    def again(self) -> None:
+        """The unit that is being labelled begins again: what was counted of it is not done."""
+        with self._lock:
+            self._state = replace(
+                self._state,
+                tokens=self._state.tokens - self._unit_tokens,
+                seen=_sum(self._state.seen, self._unit_seen, sign=-1),
+            )
+            self._unit_tokens, self._unit_seen = 0, NOTHING_SEEN
 
     def advance(self, tokens: int, unit_tokens: int, seen: Seen | None = None) -> None:
         """A batch is labelled.
@@ -182,9 +195,14 @@ class Tracker:
         """
         with self._lock:
             self._unit_tokens += tokens
-            self._unit_share = min(1.0, self._unit_tokens / max(1, unit_tokens))
+            # A bar does not go back while a unit that began again catches up.
+            share = min(1.0, self._unit_tokens / max(1, unit_tokens))
+            self._unit_share = max(self._unit_share, share)
             state = replace(self._state, tokens=self._state.tokens + tokens)
-            self._state = state if seen is None else replace(state, seen=_sum(state.seen, seen))
+            if seen is not None:
+                self._unit_seen = _sum(self._unit_seen, seen)
+                state = replace(state, seen=_sum(state.seen, seen))
+            self._state = state
             self._emit()
 
     def finish(self, bytes_written: int, positions: int = 0) -> None:
@@ -220,12 +238,12 @@ class Tracker:
         self._report(state)
 
 
-def _sum(one: Seen, other: Seen) -> Seen:
+def _sum(one: Seen, other: Seen, *, sign: int = 1) -> Seen:
     return Seen(
-        positions=one.positions + other.positions,
-        mass=one.mass + other.mass,
-        nats=one.nats + other.nats,
-        judged=one.judged + other.judged,
+        positions=one.positions + sign * other.positions,
+        mass=one.mass + sign * other.mass,
+        nats=one.nats + sign * other.nats,
+        judged=one.judged + sign * other.judged,
     )
 
 

@@ -93,6 +93,23 @@ def test_every_event_counts_what_was_done_so_far(units: list[tuple[bool, list[in
     assert seen[-1].seconds_left in (None, pytest.approx(0))
 
 
+def test_what_a_unit_that_begins_again_had_labelled_is_not_counted_twice() -> None:
+    seen: list[Progress] = []
+    tracker = Tracker(seen.append, 20)
+    tracker.start(10)
+    tracker.advance(6, 6, Seen(6, 3.0, 12.0, 6))
+    tracker.start(10)
+    tracker.advance(4, 8, Seen(4, 2.0, 4.0, 4))
+    before = seen[-1]
+    tracker.again()
+    tracker.advance(2, 8, Seen(2, 1.0, 2.0, 2))
+    assert (seen[-1].tokens, seen[-1].seen) == (8, Seen(8, 4.0, 14.0, 8))
+    assert seen[-1].share == before.share == pytest.approx(0.75)  # it does not go back
+    for _ in range(3):
+        tracker.advance(2, 8, Seen(2, 1.0, 2.0, 2))
+    assert (seen[-1].tokens, seen[-1].seen, seen[-1].share) == (14, Seen(14, 7.0, 20.0, 14), 1.0)
+
+
 def test_a_unit_may_be_published_while_the_next_is_labelled() -> None:
     seen: list[Progress] = []
     tracker = Tracker(seen.append, 30)

@@ -14,6 +14,7 @@ from softlabels.cli.app import run
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = ("FORMAT", "LOADING", "RESULTS", "TRAINING")
 
 
 @pytest.fixture
@@ -61,9 +62,7 @@ def test_the_two_commands_are_those_of_the_makefile_and_of_ci() -> None:
     assert "make test" in (ROOT / ".ci" / "run").read_text()
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "docs/FORMAT.md", "docs/RESULTS.md", "docs/LOADING.md"]
-)
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{name}.md" for name in PAGES)])
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text()
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from rich.table import Table
 
 from softlabels.cli.screen import Screen
-from softlabels.precompute.forecast import Choice, Estimate, Forecast
+from softlabels.precompute.advice import Choice, Estimate
+from softlabels.precompute.forecast import Forecast
 
 _UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
@@ -28,16 +29,19 @@ def show_forecast(forecast: Forecast) -> None:
     console.print(f"  time    {_interval(forecast.hours, _time)}")
     console.print(
         f"  bytes   {_interval(chosen.bytes, _size)} ({chosen.codec}, k = {chosen.k}: "
-        f"{chosen.bytes_per_position:.0f} a position)\n"
+        f"{chosen.bytes_per_position:.0f} a position)"
+        + (f", {_size(forecast.probe_bytes)} of them probes" if forecast.probe_bytes else "")
+        + "\n"
     )
-    console.print(_table(forecast.choices))
+    console.print(_table(forecast.choices, forecast.kl_temperature))
     for advice in forecast.advice:
         console.print(f"- {advice}")
 
 
-def _table(choices: tuple[Choice, ...]) -> Table:
+def _table(choices: tuple[Choice, ...], temperature: float) -> Table:
     table = Table(box=None, pad_edge=False)
-    for name in ("codec", "k", "mass kept", "bytes a position", "in all", "KL added, nats"):
+    added = "KL added, nats" if temperature == 1 else f"KL added at T = {temperature:g}, nats"
+    for name in ("codec", "k", "mass kept", "bytes a position", "in all", added):
         table.add_column(name, justify="left" if name == "codec" else "right")
     for choice in choices:
         table.add_row(

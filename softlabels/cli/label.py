@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from softlabels.cli.arguments import DeriveArguments, PlanArguments, PrecomputeArguments
 from softlabels.cli.forecast import show_forecast
 from softlabels.cli.screen import Screen
+from softlabels.errors import InputError, quoted
 from softlabels.labelset.derive import derive
 from softlabels.labelset.reader import LabelSet
 from softlabels.precompute.forecast import plan
@@ -35,6 +37,8 @@ def label(arguments: PrecomputeArguments) -> int:
 
 def show_plan(arguments: PlanArguments) -> int:
     """Label a sample, and say what all of it would take."""
+    if arguments.write is not None:
+        _check_can_be_written(arguments.write)
     teacher = _teacher(arguments)
     _silence()
     forecast = plan(
@@ -53,6 +57,33 @@ def show_plan(arguments: PlanArguments) -> int:
     if arguments.write is not None:
         arguments.write.write_text(made + "\n")
     return 0
+
+
+def _check_can_be_written(path: Path) -> None:
+    """Fail before a sample is labelled, not after.
+
+    Raises:
+        InputError: a file cannot be made there.
+    """
+    folder = path.parent
+    if path.is_dir():
+        reason = "it is a folder"
+    elif not folder.is_dir():
+        reason = f"there is no folder {quoted(folder)}"
+    elif path.exists():
+        reason = "" if os.access(path, os.W_OK) else "the file is there and is not writable"
+    else:
+        reason = ""
+        try:
+            with TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            reason = f"nothing can be written to {quoted(folder)} ({error.strerror})"
+    if reason:
+        raise InputError(
+            f"--write {quoted(path)}: {reason}; name a file in a folder that is there and can be "
+            "written to"
+        )
 
 
 def _teacher(arguments: PrecomputeArguments) -> Teacher:

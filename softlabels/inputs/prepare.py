@@ -28,7 +28,8 @@ class Preparation(BaseModel):
         overlap: tokens that a window repeats from the one before it, as context only.
         on_long: what happens to a sample above max_length.
         special_tokens: whether the tokenizer added its own (BOS, EOS) to text; "window" where each
-            window has them ([CLS] … [SEP]), which are context only.
+            window has them ([CLS] … [SEP]), which are context only; of a chat, those that its
+            template itself begins and ends with are the first and last window's.
         assistant_only: label only the positions that predict an assistant's tokens.
     """
 
@@ -141,7 +142,7 @@ def prepare(
         if isinstance(tokens, str):
             cut.failures.append((row, tokens))
         else:
-            cut.add(row, tokens, wanted)
+            cut.add(row, cut.bare(tokens) if wanted is None else tokens, wanted)
     return cut.finish()
 
 
@@ -258,6 +259,15 @@ class _Cutter:
         self.rejects: list[tuple[int, str]] = []
         self.failures: list[tuple[int, str]] = []
         self.truncated = 0
+
+    def bare(self, tokens: NDArray[Any]) -> NDArray[Any]:
+        """The tokens without those that every window gets, where a chat template wrote them."""
+        if self.preparation.kind != "messages":
+            return tokens
+        first, last = len(self.before), len(tokens) - len(self.after)
+        if len(self.after) and last >= 0 and np.array_equal(tokens[last:], self.after):
+            tokens = tokens[:last]
+        return tokens[first:] if np.array_equal(tokens[:first], self.before) else tokens
 
     def add(self, row: int, tokens: NDArray[Any], wanted: NDArray[np.bool_] | None) -> None:
         reason = self._unusable(tokens)

@@ -121,7 +121,8 @@ class Assembler:
         others = [_one_token(o) for o in others]
         labels = [batch["soft_labels"], *(self._labels(one, o, layout) for o in others)]
         extra = {name: values[:1] for name, values in extra.items()}
-        batch |= {"key": [None], "soft_labels": self.teachers.combine(labels)}
+        batch |= {"key": [None], "part": torch.zeros(1, dtype=torch.int64)}
+        batch["soft_labels"] = self.teachers.combine(labels)
         return self._finish({**extra, **batch})
 
     def _labels(self, records: Records, other: Records, layout: Int64s | None) -> SoftLabels:

@@ -19,8 +19,9 @@ from softlabels.loading.batches import Arrangement, AsTheyCome, ByLength, Packed
 from softlabels.loading.choice import AndUnlabelled, Choice, Parts, choose, numbers
 from softlabels.loading.feed import Feed, OrderedFeed
 from softlabels.loading.join import ON_MISSING, Join, OnMissing
-from softlabels.loading.loader import VERIFY, Loader, Ranks, Verify, count
+from softlabels.loading.loader import VERIFY, Loader, Verify, count
 from softlabels.loading.order import MIXED_BLOCKS, Order
+from softlabels.loading.ranks import Ranks
 from softlabels.loading.rows import Rows, open_for
 from softlabels.loading.stream import StreamedFeed
 from softlabels.loading.teachers import Fuse, Teachers

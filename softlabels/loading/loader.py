@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from softlabels.errors import InputError
@@ -18,62 +15,32 @@ from softlabels.loading.ahead import made_ahead
 from softlabels.loading.batches import Place
 from softlabels.loading.feed import Feed
 from softlabels.loading.join import JoinReport
+from softlabels.loading.ranks import Ranks, refuse_dispatch
 
 Verify = Literal["first-epoch", "always", "never"]
 VERIFY = ("first-epoch", "always", "never")
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """Which share of every round of batches is ours.
+class Round(NamedTuple):
+    """A batch for each rank, fewer in an epoch's last round.
 
     Attributes:
-        rank: of world_size.
-        given: by the user; else what torch.distributed or torchrun said.
+        batches: as the feed gives them.
+        after: the place after them.
+        last: whether the epoch ends with them.
     """
 
-    rank: int = 0
-    world_size: int = 1
-    given: bool = False
-
-    @classmethod
-    def find(cls, rank: int | None, world_size: int | None) -> Ranks:
-        """The user's, else torch.distributed's, else those of torchrun's environment.
-
-        Raises:
-            InputError: only one is given, or they do not fit each other.
-        """
-        if rank is not None or world_size is not None:
-            if rank is None or world_size is None or not 0 <= rank < world_size:
-                raise InputError(
-                    f"rank is {rank}, world_size {world_size}; give both, with 0 ≤ rank < "
-                    "world_size, or neither: torch.distributed's are the default"
-                )
-            return cls(rank, world_size, given=True)
-        if (found := _initialised()) is not None:
-            return cls(*found)
-        named = (os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", ""))
-        if all(value.isdecimal() for value in named) and int(named[0]) < int(named[1]):
-            return cls(int(named[0]), int(named[1]))
-        return cls()
-
-    def check(self) -> None:
-        """Refuse to deliver everything to each of several ranks."""
-        found = _initialised()
-        if not self.given and found is not None and found != (self.rank, self.world_size):
-            raise InputError(
-                f"this loader was made for rank {self.rank} of {self.world_size}, before "
-                f"torch.distributed was initialised with rank {found[0]} of {found[1]}; make it "
-                "afterwards, or pass rank= and world_size="
-            )
+    batches: list[Any]
+    after: Place
+    last: bool
 
 
 class Loader(IterableDataset[dict[str, Any]]):
     """Iterate over it for one epoch of batches; made by `softlabels.loader`.
 
-    Each `iter()` begins the current epoch; when an epoch ends the next begins, in another order if
-    it is shuffled. `state_dict` may be taken after any batch: a few integers, the same on every
-    rank, from which a loader with any number of ranks, threads or workers goes on.
+    Each `iter()` begins the current epoch; with its last batch the next one begins, in another
+    order if it is shuffled. `state_dict` may be taken after any batch: a few integers, the same on
+    every rank, from which a loader with any number of ranks, threads or workers goes on.
 
     The batches of an epoch are the same for every number of ranks; rank r of W gets the batches r,
     r + W, … In a last round that is not full, the ranks left over get one token without labels,
@@ -115,6 +82,11 @@ class Loader(IterableDataset[dict[str, Any]]):
         """What the join to the data found; None without data, and for a stream before its end."""
         return self.feed.report
 
+    @property
+    def epoch(self) -> int:
+        """Which epoch the next batch is of, from 0."""
+        return self._epoch
+
     def __len__(self) -> int:
         """Steps in an epoch, the same on every rank; TypeError where the input is a stream."""
         batches, ranks = self.feed.count(self._epoch, full=self.drop_last), self.ranks.world_size
@@ -124,6 +96,7 @@ class Loader(IterableDataset[dict[str, Any]]):
         worker = get_worker_info()
         if worker is None:
             self.ranks.check()
+            refuse_dispatch(self)
         ours, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         epoch, place, turn = self._epoch, self._resume, self._turn
         self._resume, self._turn = Place(), 0
@@ -132,12 +105,18 @@ class Loader(IterableDataset[dict[str, Any]]):
         rounds = enumerate(self._rounds(epoch, place), turn)
         mine = ((number, some) for number, some in rounds if number % workers == ours)
         threads = self._threads if worker is None else 0
-        for (number, (_, after)), made in made_ahead(
+        ended = False
+        for (number, (_, after, last)), made in made_ahead(
             mine, make, threads=threads, ahead=self._prefetch
         ):
-            self._epoch, self._place, self._turn = epoch, after, number + 1
+            # A loop may never ask for more than an epoch has: its last batch begins the next one.
+            # Not so among workers, of which only one knows that batch.
+            ended = last = last and worker is None
+            self._epoch, self._place = (epoch + 1, Place()) if last else (epoch, after)
+            self._turn = 0 if last else number + 1
             yield made
-        self.set_epoch(epoch + 1)
+        if not ended:
+            self.set_epoch(epoch + 1)
 
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch; the next `iter()` delivers it from its start."""
@@ -173,18 +152,19 @@ class Loader(IterableDataset[dict[str, Any]]):
         self._place = self._resume = place
         self._turn = 0 if get_worker_info() is None else count(state.get("turn"), "turn")
 
-    def _rounds(self, epoch: int, place: Place) -> Iterator[tuple[list[Any], Place]]:
-        """A batch for each rank, fewer in a last one, and the place after them."""
+    def _rounds(self, epoch: int, place: Place) -> Iterator[Round]:
+        """Every round from a place on."""
         batches = self.feed.batches(epoch, place, full=self.drop_last)
         size = self.ranks.world_size
-        while some := list(islice(batches, size)):
-            if len(some) == size or not self.drop_last:
-                yield [batch for batch, _ in some], some[-1][1]
+        held = list(islice(batches, size))
+        while held and (len(held) == size or not self.drop_last):
+            following = list(islice(batches, size))
+            last = not following or (self.drop_last and len(following) < size)
+            yield Round([batch for batch, _ in held], held[-1][1], last)
+            held = following
 
-    def _make(
-        self, work: tuple[int, tuple[list[Any], Place]], *, epoch: int, verify: bool
-    ) -> dict[str, Any]:
-        (_, (batches, _)), rank = work, self.ranks.rank
+    def _make(self, work: tuple[int, Round], *, epoch: int, verify: bool) -> dict[str, Any]:
+        (_, (batches, _, _)), rank = work, self.ranks.rank
         if rank < len(batches):
             return self.feed.make(batches[rank], epoch=epoch, verify=verify)
         return self.feed.filler(batches[0], epoch=epoch)
@@ -206,10 +186,3 @@ def count(value: Any, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
         raise InputError(f"{name} is {value!r}; it must be an integer from 0 on")
     return int(value)
-
-
-def _initialised() -> tuple[int, int] | None:
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return None

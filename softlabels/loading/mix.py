@@ -37,22 +37,26 @@ class Mix(IterableDataset[dict[str, Any]]):
                 "num_workers=0, or iterate over it without a DataLoader"
             )
         batches = [iter(loader) for loader in self.loaders]
-        while True:
+        over = False
+        while not over:
             index = self._next()
+            loader, epoch = self.loaders[index], self.loaders[index].epoch
             batch = next(batches[index], None)
-            if batch is None:
-                self._ended[index] += 1
-                if self._over():
-                    break
-                batches[index] = iter(self.loaders[index])
+            if batch is None:  # its epoch had ended, and the next one begins
+                batches[index] = iter(loader)
                 batch = next(batches[index], None)
-                if batch is None:
-                    raise InputError(f"the loader {self._names[index]!r} gives no batches")
+            if batch is None:
+                raise InputError(f"the loader {self._names[index]!r} gives no batches")
             self._taken[index] += 1
+            self._ended[index] += loader.epoch > epoch
+            if over := self._over():
+                self._begin_anew()
             yield {**batch, "source": self._names[index]}
+
+    def _begin_anew(self) -> None:
+        """Another epoch of the mix begins every loader's next one."""
         self._taken, self._ended = [0] * len(self.loaders), [0] * len(self.loaders)
         for loader in self.loaders:
-            # An epoch of the mix begins every loader anew, in the order of its own next epoch.
             state = loader.state_dict()
             loader.set_epoch(state["epoch"] + bool(state["seen"] or state["batch"]))
 

@@ -7,7 +7,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,10 @@ from softlabels.codecs import Codec
 from softlabels.errors import InputError
 from softlabels.inputs.sources import chunks
 from softlabels.labels import SoftLabels
+from softlabels.labelset import probes
 from softlabels.labelset.records import Records, schema
 from softlabels.labelset.shard import Shard, UnitSummary, write
+from softlabels.precompute.advice import OFFERED, Choice, Estimate, advice
 from softlabels.precompute.job import Job, settle
 from softlabels.precompute.label import Labeller, Unit
 from softlabels.precompute.pilot import pilot
@@ -32,46 +33,8 @@ from softlabels.selection import TopK
 from softlabels.teachers import LabelTeacher
 
 DEFAULT_SAMPLE_ROWS = 256
-_CHOICES = (8, 16, 32, 64, 128, 256)
 _CODECS = ("compact", "lossless", "plain")
-# Doubling k is worth its bytes while it keeps so much more of the mass.
-_WORTH = 0.005
 _NORMAL_95 = 1.96
-
-
-class Estimate(BaseModel):
-    """A number of the whole, and the interval it lies in 19 times of 20."""
-
-    model_config = ConfigDict(frozen=True)
-
-    low: float
-    mean: float
-    high: float
-
-    def times(self, factor: float) -> Estimate:
-        """Of something that there is `factor` of for each."""
-        return Estimate(low=factor * self.low, mean=factor * self.mean, high=factor * self.high)
-
-
-class Choice(BaseModel):
-    """What a number of entries and a codec would give.
-
-    Attributes:
-        k, codec: the choice.
-        mass_kept: mean probability of the classes kept, at T = 1.
-        bytes_per_position: of the shards, token ids and identities included.
-        bytes: of the whole set's shards.
-        added_kl: nats that storing adds, the tail as one class; mean.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    k: int
-    codec: str
-    mass_kept: float
-    bytes_per_position: float
-    bytes: Estimate
-    added_kl: float
 
 
 class Forecast(BaseModel):
@@ -85,6 +48,9 @@ class Forecast(BaseModel):
         perplexity: of the teacher on the sample's next tokens; None where there are none.
         shares: of the time that the stages take, by name; they overlap.
         batch_tokens: padded tokens in a batch, at most.
+        probe_bytes: of the dense logits that are kept, in the bytes of every choice.
+        kl_temperature: where the KL that storing adds is measured: 1, or the lowest of the declared
+            temperatures where 1 is none of them, because a set can be read at those alone.
         chosen: what the arguments say.
         choices: others, by codec and k.
         advice: in words.
@@ -103,6 +69,8 @@ class Forecast(BaseModel):
     perplexity: float | None
     shares: dict[str, float]
     batch_tokens: int
+    probe_bytes: float
+    kl_temperature: float
     chosen: Choice
     choices: tuple[Choice, ...]
     advice: tuple[str, ...]
@@ -166,6 +134,7 @@ class _Sample:
         rejects: of its rows.
         rows_tokens, rows_positions: of each of its rows, (R,).
         seconds: by stage.
+        probes, probe_bytes: dense logits that were kept, and what their files take.
     """
 
     units: list[Records]
@@ -173,6 +142,8 @@ class _Sample:
     rows_tokens: np.ndarray
     rows_positions: np.ndarray
     seconds: dict[str, float] = field(default_factory=dict)
+    probes: int = 0
+    probe_bytes: int = 0
 
     @property
     def records(self) -> list[Records]:
@@ -184,14 +155,15 @@ def _label(job: Job, numbers: list[int], tracker: Tracker) -> _Sample:
     classes = job.teacher.classes
     most = job.selection.k
     if not isinstance(job.teacher, LabelTeacher):  # a server may allow no more than was asked for
-        most = max(most, min(max(_CHOICES), classes))
+        most = max(most, min(max(OFFERED), classes))
     plan = job.without_codec
     label = Labeller(
         _Timed(job.teacher, seconds, "teacher"),
         TopK(most),
         plan,
         "skip",
-        tracker.advance,
+        advance=tracker.advance,
+        again=tracker.again,
         keep_logits=plan.teacher.logits_known,
     )
     made = _Sample([], [], np.zeros(len(numbers)), np.zeros(len(numbers)), seconds)
@@ -203,10 +175,11 @@ def _label(job: Job, numbers: list[int], tracker: Tracker) -> _Sample:
         prepared = label.prepare(unit)
         read = time.perf_counter()
         tracker.start(len(table))
-        labelled = label(prepared)
+        labelled = label(prepared, _share_of_probes(job, len(table)))
         seconds["reading"] += read - began
         seconds["labels"] += time.perf_counter() - read
         tracker.finish(0, len(labelled.records.labels))
+        _add_probes(made, labelled.probes)
         windows = prepared.windows
         made.units.append(labelled.records)
         made.rejects.extend(labelled.summary.rejects)
@@ -216,6 +189,22 @@ def _label(job: Job, numbers: list[int], tracker: Tracker) -> _Sample:
         np.add.at(made.rows_positions, owners, np.diff(counted[windows.offsets]))
     seconds["labels"] -= seconds["teacher"]
     return made
+
+
+def _share_of_probes(job: Job, rows: int) -> int:
+    """As many as so many rows have in the whole set; one at least, to know what it takes."""
+    assert job.source.rows
+    return math.ceil(job.probes * rows / job.source.rows)
+
+
+def _add_probes(made: _Sample, found: probes.Probes | None) -> None:
+    if found is None:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "probes.parquet"
+        probes.write(path, found)
+        made.probe_bytes += path.stat().st_size
+    made.probes += len(found)
 
 
 def _keys(job: Job, table: pa.Table, numbers: list[int]) -> pa.Array:
@@ -260,14 +249,48 @@ def _forecast(job: Job, made: _Sample) -> Forecast:
     rows = job.source.rows
     assert rows is not None
     tokens, positions = (_total(each, rows) for each in (made.rows_tokens, made.rows_positions))
+    probe_bytes = 0.0
+    if made.probes:
+        probe_bytes = min(job.probes, positions.mean) * made.probe_bytes / made.probes
+    choices, writing = _choices(job, made, positions, probe_bytes)
+    chosen = choices[job.codec or codecs.DEFAULT, job.selection.k]
+    seconds = made.seconds | {"writing": writing}
+    # Reading and writing overlap with the teacher, and cost only what they exceed it by.
+    labelling = seconds["teacher"] + seconds["labels"]
+    per_token = max(labelling, seconds["reading"], seconds["writing"]) / made.rows_tokens.sum()
+    shares = {name: taken / sum(seconds.values()) for name, taken in seconds.items()}
+    rejects, sampled = len(made.rejects), len(made.rows_tokens)
+    return Forecast(
+        rows=rows,
+        sample_rows=sampled,
+        sample_tokens=int(made.rows_tokens.sum()),
+        sample_rejects=rejects,
+        tokens=tokens,
+        positions=positions,
+        hours=tokens.times(per_token / 3600),
+        tokens_per_s=1 / per_token,
+        perplexity=_perplexity(made),
+        shares=shares,
+        batch_tokens=job.batch_tokens,
+        probe_bytes=probe_bytes,
+        kl_temperature=_kl_temperature(job),
+        chosen=chosen,
+        choices=tuple(choices.values()),
+        advice=tuple(advice(chosen, choices, shares, rejects=rejects, rows=sampled)),
+    )
+
+
+def _choices(
+    job: Job, made: _Sample, positions: Estimate, probe_bytes: float
+) -> tuple[dict[tuple[str, int], Choice], float]:
+    """Every codec with every k, and the seconds that writing takes as the arguments say."""
     labels = [unit.labels for unit in made.records]
     sampled = sum(map(len, labels))
     learnt = pilot(job.source, _with_k(job, labels[0].k), job.teacher)
-    offered = {k for k in _CHOICES if k <= labels[0].k} | {job.selection.k}
-    names = _codecs(job)
+    offered = {k for k in OFFERED if k <= labels[0].k} | {job.selection.k}
     choices: dict[tuple[str, int], Choice] = {}
     writing = math.inf
-    for name in names:
+    for name in _codecs(job):
         for k in sorted(offered):
             codec = _codec(job, name, k, learnt)
             began = time.perf_counter()
@@ -279,33 +302,23 @@ def _forecast(job: Job, made: _Sample) -> Forecast:
                 codec=name,
                 mass_kept=_mean([part.top(k).log_probs.exp().sum(-1) for part in labels]),
                 bytes_per_position=size / sampled,
-                bytes=positions.times(size / sampled),
+                bytes=positions.times(size / sampled).plus(probe_bytes),
                 added_kl=kl,
             )
-    seconds = made.seconds | {"writing": writing}
-    # Reading and writing overlap with the teacher, and cost only what they exceed it by.
-    labelling = seconds["teacher"] + seconds["labels"]
-    per_token = max(labelling, seconds["reading"], seconds["writing"]) / made.rows_tokens.sum()
-    hard = torch.cat([part.hard_log_probs for part in labels if part.hard_log_probs is not None])
+    return choices, writing
+
+
+def _perplexity(made: _Sample) -> float | None:
+    """Of the hard labels; None where there are none."""
+    parts = [unit.labels.hard_log_probs for unit in made.records]
+    hard = torch.cat([part for part in parts if part is not None])
     hard = hard[~hard.isnan()]
-    chosen = choices[job.codec or codecs.DEFAULT, job.selection.k]
-    shares = {name: taken / sum(seconds.values()) for name, taken in seconds.items()}
-    return Forecast(
-        rows=rows,
-        sample_rows=len(made.rows_tokens),
-        sample_tokens=int(made.rows_tokens.sum()),
-        sample_rejects=len(made.rejects),
-        tokens=tokens,
-        positions=positions,
-        hours=tokens.times(per_token / 3600),
-        tokens_per_s=1 / per_token,
-        perplexity=float(torch.exp(-hard.double().mean())) if len(hard) else None,
-        shares=shares,
-        batch_tokens=job.batch_tokens,
-        chosen=chosen,
-        choices=tuple(choices.values()),
-        advice=tuple(_advice(chosen, choices, shares, len(made.rejects), len(made.rows_tokens))),
-    )
+    return float(torch.exp(-hard.double().mean())) if len(hard) else None
+
+
+def _kl_temperature(job: Job) -> float:
+    declared = job.temperatures
+    return 1.0 if 1.0 in declared or not declared else float(min(declared))
 
 
 def _codecs(job: Job) -> list[str]:
@@ -339,7 +352,7 @@ def _written(job: Job, made: _Sample, codec: Codec, k: int) -> tuple[int, float]
     token_ids = job.without_codec.teacher.token_ids
     token_type = pa.uint16() if token_ids <= 1 << 16 else pa.uint32()
     columns = schema(job.source.identity.key_type, codec, token_type=token_type)
-    size, nats, positions = 0, 0.0, 0
+    size, nats, positions, temperature = 0, 0.0, 0, _kl_temperature(job)
     with tempfile.TemporaryDirectory() as folder:
         for number, unit in enumerate(made.units):
             labels = unit.labels.top(k)
@@ -354,74 +367,22 @@ def _written(job: Job, made: _Sample, codec: Codec, k: int) -> tuple[int, float]
             for group in range(shard.metadata.num_row_groups):
                 found = shard.records(group, codec).labels
                 exact, labels = labels[: len(found)], labels[len(found) :]
-                nats += float(_added_kl(exact, found).sum())
+                nats += float(_added_kl(exact, found, temperature).sum())
                 positions += len(found)
     return size, nats / max(1, positions)
 
 
-def _added_kl(exact: SoftLabels, found: SoftLabels) -> Tensor:
-    """KL(exact ‖ found) at T = 1 with the classes not kept as one, (N,)."""
-    nothing = torch.full((len(exact),), -torch.inf, dtype=torch.float64)
-    order, same = exact.ids.argsort(-1), found.ids.argsort(-1)
-    p = exact.log_probs.double().gather(-1, order)
-    q = found.log_probs.double().gather(-1, same)
-    rest_p, rest_q = (
-        labels.log_tail(1.0).double() if 1.0 in labels.temperatures else nothing
-        for labels in (exact, found)
-    )
-    kept = torch.where(p > -torch.inf, p.exp() * (p - q), 0.0).sum(-1)
-    return kept + torch.where(rest_p > -torch.inf, rest_p.exp() * (rest_p - rest_q), 0.0)
+def _added_kl(exact: SoftLabels, found: SoftLabels, temperature: float) -> Tensor:
+    """KL(exact ‖ found) at a temperature with the classes not kept as one, (N,)."""
+    sides = []
+    for labels in (exact, found):
+        wide = labels.map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+        by_id = labels.ids.argsort(-1)
+        entries = wide.log_probs_at(temperature).gather(-1, by_id)
+        sides.append(torch.cat([entries, wide.log_tail(temperature).unsqueeze(-1)], -1))
+    p, q = sides
+    return torch.where(p > -torch.inf, p.exp() * (p - q), 0.0).sum(-1)
 
 
 def _mean(parts: list[Tensor]) -> float:
     return float(torch.cat(parts).double().mean())
-
-
-def _advice(
-    chosen: Choice,
-    choices: dict[tuple[str, int], Choice],
-    shares: dict[str, float],
-    rejects: int,
-    rows: int,
-) -> Iterator[str]:
-    compact = [choices["compact", k] for k in _CHOICES if ("compact", k) in choices] or [
-        choices["compact", chosen.k]
-    ]
-    enough = next(
-        (small for small, large in pairwise(compact) if large.mass_kept - small.mass_kept < _WORTH),
-        compact[-1],
-    )
-    if chosen.mass_kept >= 1 - _WORTH and chosen.k <= enough.k:
-        yield f"k = {chosen.k} keeps {chosen.mass_kept:.1%} of the mass: nothing is left to gain"
-    elif chosen.mass_kept - enough.mass_kept >= _WORTH or enough.k == chosen.k:
-        yield (
-            f"k = {chosen.k} keeps {chosen.mass_kept:.1%} of the mass, and every doubling on the "
-            "way there adds more than half a percent"
-        )
-    elif enough.k < chosen.k:
-        yield (
-            f"k = {enough.k} keeps {enough.mass_kept:.1%} of the mass, k = {chosen.k} "
-            f"{chosen.mass_kept:.1%} at {chosen.bytes.mean / enough.bytes.mean:.1f} times the "
-            "bytes: fewer entries would do"
-        )
-    else:
-        yield (
-            f"k = {chosen.k} keeps {chosen.mass_kept:.1%} of the mass, k = {enough.k} "
-            f"{enough.mass_kept:.1%} for {enough.bytes.mean / chosen.bytes.mean:.1f} times as much"
-        )
-    if chosen.codec == "plain":
-        same = choices["compact", chosen.k]
-        yield (
-            f"compact would take {same.bytes.mean / chosen.bytes.mean:.0%} of plain's bytes and "
-            f"add {same.added_kl:.1e} nats"
-        )
-    slowest = max(shares, key=lambda name: shares[name])
-    if slowest == "teacher":
-        yield f"the teacher takes {shares['teacher']:.0%} of the time: nothing else is worth tuning"
-    else:
-        yield f"{slowest} takes {shares[slowest]:.0%} of the time, more than the teacher"
-    if rejects:
-        yield (
-            f"{rejects} of {rows} rows could not be labelled: with on_error='raise' the job would "
-            "stop at the first; see them with on_error='skip'"
-        )

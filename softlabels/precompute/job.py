@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,10 @@ from softlabels.teachers import LabelTeacher, Teacher, TeacherIdentity, resolve
 
 DEFAULT_TEMPERATURES = (1.0, 2.0, 4.0)
 DEFAULT_UNIT_ROWS = 256
+_NO_PACKING = (
+    "packing needs a teacher that can keep the records of a row apart, and this one cannot; leave "
+    "out packing"
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,13 @@ class Job:
 
     @cached_property
     def without_codec(self) -> Plan:
-        """The plan, with a codec that needs no pilot; loads the teacher."""
+        """The plan, with a codec that needs no pilot; loads the teacher.
+
+        Raises:
+            InputError: packing is asked for, and a trial shows that the teacher cannot.
+        """
+        if self.packing and not getattr(self.teacher, "can_pack", False):
+            raise InputError(_NO_PACKING)
         tokenizer = self.teacher.tokenizer
         return Plan(
             writer=f"softlabels {metadata.version('softlabels')}",
@@ -143,9 +154,7 @@ def settle(
     source = open_source(data, column=column, key=key, limit=limit)
     source.check_unique_keys()
     known = resolve(teacher)
-    # A causal model reads on from what came before; others read a whole, marked as such.
-    wholes = getattr(known, "alignment", "next") == "same" and source.kind == "text"
-    special_tokens: bool | Literal["window"] = "window" if wholes else True
+    special_tokens = _special_tokens(known, source, earlier)
     try:
         preparation = Preparation(
             kind=source.kind,  # type: ignore[arg-type]
@@ -176,11 +185,9 @@ def settle(
         selection = TopK(min(k, known.classes))
     _check_before_loading(known, selection, preparation, temperatures)
     _check_told(tells, temperatures)
-    if packing and not getattr(known, "can_pack", False):
-        raise InputError(
-            "packing needs a teacher that can keep the records of a row apart, and this one "
-            "cannot; leave out packing"
-        )
+    # Looked up without running it: a trial of what it can loads weights.
+    if packing and inspect.getattr_static(known, "can_pack", None) in (None, False):
+        raise InputError(_NO_PACKING)
     return Job(
         source=source,
         teacher=known,
@@ -196,6 +203,16 @@ def settle(
         asked_batch_tokens=batch_tokens,
         packing=packing,
     )
+
+
+def _special_tokens(
+    teacher: Teacher, source: Source, earlier: Plan | None
+) -> bool | Literal["window"]:
+    if earlier is not None:
+        return earlier.preparation.special_tokens
+    # A causal model reads on from what came before; others read a whole, marked as such.
+    wholes = getattr(teacher, "alignment", "next") == "same" and source.kind != "input_ids"
+    return "window" if wholes else True
 
 
 def _check_choices(on_error: str, **counts: int | None) -> None:

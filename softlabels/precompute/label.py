@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,8 +24,8 @@ from softlabels.labelset.probes import Probes, choose
 from softlabels.labelset.records import Records, join
 from softlabels.labelset.shard import UnitSummary
 from softlabels.precompute.batches import bucketed, packed, padded, rows_of_many
-from softlabels.precompute.room import Dense, Room
-from softlabels.progress import Seen
+from softlabels.precompute.room import Coming, Dense, Room
+from softlabels.progress import NOTHING_SEEN, Seen
 from softlabels.selection import TopK
 from softlabels.teachers import LabelTeacher, Teacher
 
@@ -96,6 +97,7 @@ class Labeller:
         teacher, selection, plan: as planned.
         on_error: "raise" stops at a sample that cannot be labelled, "skip" notes it as a reject.
         advance: told of every batch: its tokens, the unit's tokens in all, and what was seen.
+        again: told when the unit begins again with smaller batches.
         keep_logits: hold the raw logits of the kept classes too.
     """
 
@@ -104,6 +106,7 @@ class Labeller:
     plan: Plan
     on_error: OnError
     advance: Callable[[int, int, Seen], None] = lambda *_: None
+    again: Callable[[], None] = lambda: None
     keep_logits: bool = False
 
     def prepare(self, unit: Unit) -> Prepared:
@@ -177,6 +180,7 @@ class Labeller:
                         "with more memory"
                     ) from error
                 tokens = max(longest, tokens // 2)
+                self.again()
                 logger.warning("out of memory: this unit goes on with %d tokens a batch", tokens)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -186,14 +190,25 @@ class Labeller:
     ) -> dict[int, str]:
         total = len(windows.token_ids)
         failures: dict[int, str] = {}
+        late: deque[tuple[int, list[Coming]]] = deque()
+
+        def arrive() -> None:
+            tokens, coming = late.popleft()
+            self.advance(tokens, total, _put(coming, out))
+
         for records, inputs in self._batches(windows, batch_tokens):
+            coming: list[Coming] = []
             try:
-                seen = self._run(windows, records, inputs, out, dense)
+                coming = self._run(windows, records, inputs, dense)
             except _TeacherRaised as error:
                 # One record's fault must not cost the others of its batch: try each alone.
-                seen = _NOTHING
                 failures |= self._run_each(windows, records, out, dense, error)
-            self.advance(int(windows.lengths[records].sum()), total, seen)
+            late.append((int(windows.lengths[records].sum()), coming))
+            # What an accelerator gave is copied while it computes the next batch.
+            while len(late) > any(part.on_its_way for part in coming):
+                arrive()
+        while late:
+            arrive()
         owners = np.repeat(np.arange(len(windows)), windows.lengths)[windows.wanted]
         for record in np.unique(owners[~out.whole.numpy()]).tolist():
             failures.setdefault(record, "the teacher's logits are NaN or infinite")
@@ -213,24 +228,20 @@ class Labeller:
             held = rows[start : start + together]
             yield np.concatenate(held), packed(windows, held)
 
-    def _run(
-        self, windows: Windows, records: Int64s, inputs: Inputs, out: Room, dense: Dense
-    ) -> Seen:
-        """Label one batch into `out`."""
+    def _run(self, windows: Windows, records: Int64s, inputs: Inputs, dense: Dense) -> list[Coming]:
+        """Label one batch."""
         tokens = windows.tokens_of(records)
         tokens = tokens[windows.wanted[tokens]]
         where = torch.from_numpy(np.cumsum(windows.wanted)[tokens] - 1)
         hard = torch.from_numpy(self._hard_labels(windows)[tokens])
-        given, seen = 0, _NOTHING
+        given, coming = 0, []
         with torch.no_grad():
             for labels, logits in self._answers(inputs, hard):
                 rows = slice(given, given + len(labels))
                 given = rows.stop
                 if given > len(where):
                     break
-                labels = labels.to("cpu")
-                out.put(where[rows], labels)
-                seen = _and(seen, labels)
+                coming.append(Coming(where[rows], labels))
                 if logits is not None:
                     dense.put(where[rows], logits)
         if given != len(where):
@@ -239,7 +250,7 @@ class Labeller:
                 f"the teacher gave {given} rows of {kind} for {len(where)} positions; it must "
                 "give one for each"
             )
-        return seen
+        return coming
 
     def _hard_labels(self, windows: Windows) -> NDArray[np.int64]:
         if not getattr(self.teacher, "classes_are_tokens", True):
@@ -286,7 +297,7 @@ class Labeller:
         for record in records:
             try:
                 alone = np.asarray([record])
-                self._run(windows, alone, padded(windows, alone), out, dense)
+                _put(self._run(windows, alone, padded(windows, alone), dense), out)
             except _TeacherRaised as error:
                 failures[int(record)] = str(error)
         if not failures:
@@ -323,7 +334,14 @@ def _watched(answers: Iterator[T]) -> Iterator[T]:
         yield answer
 
 
-_NOTHING = Seen(0, 0.0, 0.0, 0)
+def _put(coming: Iterable[Coming], out: Room) -> Seen:
+    """Put labels into `out` as they arrive; returns what they show."""
+    seen = NOTHING_SEEN
+    for part in coming:
+        labels = part.arrived()
+        out.put(part.where, labels)
+        seen = _and(seen, labels)
+    return seen
 
 
 def _and(seen: Seen, labels: SoftLabels) -> Seen:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from softlabels.labelset.probes import write as write_probes
 from softlabels.labelset.reader import LabelSet
 from softlabels.labelset.shard import Shard
 from softlabels.labelset.writer import LabelSetWriter, begin, check_directory, check_writable
-from softlabels.precompute.job import settle
+from softlabels.precompute.job import Job, settle
 from softlabels.precompute.label import Labelled, Labeller, OnError, Prepared, Unit
 from softlabels.precompute.pipeline import Ahead, Behind
 from softlabels.progress import Seen, Tracker, shown
@@ -125,19 +126,39 @@ def precompute(
         packing=packing,
     )
     check_writable(root)
-    with shown(progress) as report:
-        plan = job.plan()
-        save = getattr(job.teacher.tokenizer, "save_pretrained", None)
-        with begin(root, plan, save_tokenizer=save) as writer:
-            tracker = Tracker(report, job.source.rows)
-            keep_logits = writer.codec.logits_dtype is not None
-            labeller = Labeller(
-                job.teacher, job.selection, plan, job.on_error, keep_logits=keep_logits
-            )
-            units = _label_units(job.source, writer, labeller, tracker)
-            writer.check_no_more_than(units)
-            writer.finish(units)
+    with shown(progress) as report, _begun(root, job) as writer:
+        tracker = Tracker(report, job.source.rows)
+        keep_logits = writer.codec.logits_dtype is not None
+        labeller = Labeller(
+            job.teacher, job.selection, writer.plan, job.on_error, keep_logits=keep_logits
+        )
+        units = _label_units(job.source, writer, labeller, tracker)
+        writer.check_no_more_than(units)
+        writer.finish(units)
     return LabelSet.open(root)
+
+
+@contextmanager
+def _begun(root: Path, job: Job) -> Iterator[LabelSetWriter]:
+    """The set, begun by this job, or by one that began with it and published its plan first.
+
+    Raises:
+        PlanMismatchError: it was begun with another recipe.
+    """
+    plan = job.plan()
+    save = getattr(job.teacher.tokenizer, "save_pretrained", None)
+    with ExitStack() as stack:
+        try:
+            writer = stack.enter_context(begin(root, plan, save_tokenizer=save))
+        except PlanMismatchError:
+            first = plans.earlier(root)
+            if job.earlier is not None or first is None:
+                raise
+            # What each found by trial (batch_tokens, the codec's table) is the first one's now;
+            # where what was asked for differs, this is refused too.
+            plan = replace(job, earlier=first).plan()
+            writer = stack.enter_context(begin(root, plan, save_tokenizer=save))
+        yield writer
 
 
 def _label_units(
@@ -162,7 +183,7 @@ def _label_units(
             written.check()
             read.check()
 
-        labeller = replace(labeller, advance=advance)
+        labeller = replace(labeller, advance=advance, again=tracker.again)
         for rows, prepared in read:
             units += 1
             if prepared is None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +20,10 @@ from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from softlabels.errors import TeacherError, quoted
-from softlabels.teachers.adapters import merged
+from softlabels.teachers.adapters import brought, merged, task_of_adapter, with_classes_of
 from softlabels.teachers.digests import fingerprint, json_digest, kept
 from softlabels.teachers.identity import dtype_name, weights_digest
-from softlabels.teachers.tasks import Task
+from softlabels.teachers.tasks import Task, task_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +150,7 @@ class Checkpoint:
                 f"the {self.role} {quoted(self.path)} holds both a model and an adapter; say with "
                 "base= (--base) which model the adapter is for, or remove adapter_config.json"
             )
-        with self._explained():
-            config = json.loads((self.adapter / "adapter_config.json").read_bytes())
+        config = self._adapter_config
         named = config.get("base_model_name_or_path")
         if given is None and not named:
             raise TeacherError(
@@ -174,6 +173,40 @@ class Checkpoint:
         """The model's configuration; an adapter has its base model's."""
         return self.base._from_pretrained(transformers.AutoConfig)
 
+    def config_for(self, task: Task) -> Any:
+        """The same, of so many classes as a head that an adapter brings for the task."""
+        if not (self._head and task.has_classes):
+            return self.config
+        with self._explained():
+            trusted = self.loading.trust_remote_code
+            return with_classes_of(self._head, self.config, task, trust_remote_code=trusted)
+
+    def task_of(self, asked: str | None) -> Task | None:
+        """The task that it says that it has, an adapter before its base; None for any.
+
+        Args:
+            asked: an adapter that brings a head and does not say for what has the task asked for.
+        """
+        found = task_of_adapter(self._adapter_config)
+        if found is None and not (asked and self._head):
+            found = task_of(getattr(self.config, "architectures", None) or ())
+        return found
+
+    @cached_property
+    def _adapter_config(self) -> dict[str, Any]:
+        if self.adapter is None:
+            return {}
+        with self._explained():
+            return dict(json.loads((self.adapter / "adapter_config.json").read_bytes()))
+
+    @cached_property
+    def _head(self) -> dict[str, tuple[int, ...]]:
+        """See `adapters.brought`."""
+        if self.adapter is None:
+            return {}
+        with self._explained():
+            return brought(self.adapter, self._adapter_config)
+
     def tokenizer(self) -> Any | None:
         """Its tokenizer, an adapter's own before its base model's; None where it has none."""
         if self.loading.gguf_file is None and self.folder is not None:
@@ -189,7 +222,7 @@ class Checkpoint:
             TeacherError: it cannot be loaded, lacks weights, or has pickled ones alone.
         """
         before = self._fingerprint()
-        model = self.base._load(task, device)
+        model = self.base._load(task, device, self.config_for(task), lacks=self._head.keys())
         if self.adapter is not None:
             # On the CPU whatever the device, so that the sums round the same everywhere.
             with self._explained():
@@ -209,9 +242,19 @@ class Checkpoint:
             digest = kept(origin, lambda: weights_digest(model))
         return model.to(device), digest
 
-    def _load(self, task: Task, device: torch.device) -> Any:
+    def _load(
+        self, task: Task, device: torch.device, config: Any, *, lacks: Collection[str]
+    ) -> Any:
+        """The model, without what an adapter brings.
+
+        Args:
+            config: with the number of classes.
+            lacks: weights that may be missing, or be those of another head.
+        """
         loading = self.loading
         options: dict[str, Any] = {}
+        if lacks and task.has_classes:
+            options |= {"num_labels": config.num_labels, "ignore_mismatched_sizes": True}
         auto_class = getattr(transformers, task.auto_class)
         if loading.attn_implementation is not None:
             options["attn_implementation"] = loading.attn_implementation
@@ -222,11 +265,13 @@ class Checkpoint:
             # Later releases else compute on packed weights wherever they have a kernel for it.
             options["quantization_config"] = transformers.GgufConfig(dequantize=True)
         dtype = loading.dtype or (torch.float32 if device.type == "cpu" else "auto")
-        model, report = self._from_pretrained(
-            auto_class, dtype=dtype, output_loading_info=True, **options
-        )
         # transformers fills what a checkpoint lacks with random numbers and a warning.
-        missing = sorted(report["missing_keys"])
+        with _unsaid() if lacks else nullcontext():
+            model, report = self._from_pretrained(
+                auto_class, dtype=dtype, output_loading_info=True, **options
+            )
+        others = {name for name, *_ in report["mismatched_keys"]}
+        missing = sorted({*report["missing_keys"], *others} - set(lacks))
         if missing:
             raise TeacherError(
                 f"the {self.role} {quoted(self.path)} has no weights for {quoted(missing[0])} and "
@@ -343,6 +388,18 @@ _LOADING_ERRORS = (
     ValueError,
     struct.error,
 )
+
+
+@contextmanager
+def _unsaid() -> Iterator[None]:
+    """No warnings of weights that are missing, where others take their place."""
+    logging: Any = transformers.utils.logging
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def may_be_on_hub(path: str) -> bool:

@@ -34,7 +34,6 @@ from softlabels.teachers.tasks import (
     Positions,
     Task,
     check_task,
-    task_of,
     task_of_model,
 )
 
@@ -71,11 +70,14 @@ def open_model(
         source, found = model, task_of_model(model)
     else:
         source = Checkpoint.named(str(model), loading)
-        found = task_of(getattr(source.config, "architectures", None) or ())
+        found = source.task_of(task)
     chosen = TASKS[task] if task else found or TASKS["causal_lm"]
     kind = CausalLM if chosen.name == "causal_lm" else Pretrained
-    who = f"the teacher {quoted(source.name)}" if isinstance(source, Checkpoint) else None
-    check_task(chosen, found, source.config, who=who or f"a {type(source).__name__}")
+    if isinstance(source, Checkpoint):
+        who, config = f"the teacher {quoted(source.name)}", source.config_for(chosen)
+    else:
+        who, config = f"a {type(source).__name__}", source.config
+    check_task(chosen, found, config, who=who)
     return kind(source, task=chosen, tokenizer=tokenizer, compile=loading.compile)
 
 
@@ -98,13 +100,15 @@ class Pretrained:
         compile: bool = False,
     ) -> None:
         self.task, self._tokenizer, self._compile = task, tokenizer, compile
-        self.config: Any = model.config
+        self.config: Any
         self._weights: str | None = None
         self._checkpoint: Checkpoint | None = None
         if isinstance(model, Checkpoint):
             self._checkpoint, self._path = model, model.path
+            self.config = model.config_for(task)
             self.device = usable(model.loading.device)
             return
+        self.config = model.config
         self.__dict__["model"] = model
         self._path = str(getattr(model, "name_or_path", "") or "")
         self.device = next(model.parameters()).device

@@ -57,6 +57,8 @@ def test_a_state_of_every_step_goes_on_where_it_was(labels: sl.LabelSet, stop: A
         for batch in mixed:
             whole.append(told(batch))
             states.append(mixed.state_dict())
+        # With its last batch an epoch is over.
+        assert states.pop()["taken"] == [0, 0]
         following = None
         for step, state in enumerate(states):
             again = sl.mix(loaders(labels), weights=[1, 2], stop=stop)

@@ -71,6 +71,7 @@ def test_a_state_goes_on_with_the_same_parts(labels: sl.LabelSet, parts: Any) ->
         for batch in loader:
             batches.append(pairs([batch]))
             states.append(loader.state_dict())
+        assert states.pop()["epoch"] == states[0]["epoch"] + 1
         for step, state in enumerate(states, 1):
             resumed = sl.loader(labels, parts=parts, seed=2, batch_size=3)
             resumed.load_state_dict(state)

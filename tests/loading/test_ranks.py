@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import softlabels as sl
 from softlabels.errors import InputError
-from softlabels.loading.loader import Ranks
+from softlabels.loading.ranks import Ranks
 
 Batch = dict[str, Any]
 Pair = tuple[str, int]

@@ -105,6 +105,7 @@ def test_a_state_of_every_step_goes_on_where_it_was(
         whole.append(pairs([batch]))
         states.append(loader.state_dict())
     assert len(whole) > 2
+    assert states.pop()["epoch"] == 1
     for step, state in enumerate(states):
         resumed = sl.loader(labels, Rows(rows), batch_size=2, **options)
         resumed.load_state_dict(json.loads(json.dumps(state)))

@@ -173,6 +173,7 @@ def test_a_state_goes_on_with_the_same_labels(sets: list[sl.LabelSet], fuse: Any
     for batch in loader:
         batches.append(values(batch))
         states.append(loader.state_dict())
+    assert states.pop()["epoch"] == 2
     for step, state in enumerate(states, 1):
         resumed = sl.loader(sets, batch_size=4, fuse=fuse, seed=3)
         resumed.load_state_dict(state)

@@ -175,3 +175,25 @@ def test_a_teacher_that_cannot_keep_records_apart_is_refused(
 ) -> None:
     with pytest.raises(InputError, match="packing needs a teacher that can keep"):
         run(out=tmp_path / "out", packing=True)
+
+
+def test_an_unwritable_folder_is_refused_before_a_teacher_that_might_pack_is_loaded(
+    tmp_path: Any, teacher_dir: Any, rows: list[dict[str, Any]]
+) -> None:
+    (tmp_path / "file").write_text("")
+    teacher: Any = sl.teachers.causal_lm(teacher_dir)
+    with pytest.raises(InputError, match="a part of the path is a file"):
+        sl.precompute(
+            rows, teacher, tmp_path / "file" / "set", packing=True, max_length=64, progress=False
+        )
+    assert "model" not in vars(teacher)
+
+
+def test_a_causal_lm_that_turns_out_not_to_pack_is_refused_in_the_same_words(
+    tmp_path: Any, teacher_dir: Any, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher: Any = sl.teachers.causal_lm(teacher_dir)
+    monkeypatch.setattr(type(teacher), "can_pack", property(lambda _: False))
+    for label in (sl.plan, lambda *args, **options: sl.precompute(*args, tmp_path, **options)):
+        with pytest.raises(InputError, match="packing needs a teacher that can keep"):
+            label(rows, teacher, packing=True, max_length=64, progress=False)

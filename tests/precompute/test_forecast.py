@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tables import TableTeacher
 
 import softlabels as sl
 from softlabels.errors import InputError
-from softlabels.precompute.forecast import Estimate, _total
+from softlabels.precompute.advice import Choice, Estimate, advice
+from softlabels.precompute.forecast import _total
 
 SETTINGS: dict[str, Any] = {"key": "id", "max_length": 64, "unit_rows": 16, "batch_tokens": 512}
 
@@ -112,3 +114,102 @@ def test_a_stream_and_a_sample_of_nothing_are_refused(teacher_dir: Path) -> None
         sl.plan(iter([{"text": "a"}]), teacher_dir, max_length=64, progress=False)
     with pytest.raises(InputError, match="at least 1"):
         sl.plan([{"text": "a"}], teacher_dir, sample=0, progress=False)
+
+
+def short(classes: int) -> list[dict[str, Any]]:
+    """Forty samples of 4 to 12 token ids."""
+    random = np.random.default_rng(0)
+    sizes = random.integers(4, 13, 40)
+    return [{"id": i, "ids": random.integers(0, classes, n)} for i, n in enumerate(sizes)]
+
+
+@pytest.mark.parametrize("sample", [40, 20])
+def test_bytes_of_probes_are_in_the_forecast(tmp_path: Path, sample: int) -> None:
+    rows, teacher = short(256), TableTeacher(classes=256)
+    settings = SETTINGS | {"unit_rows": 10, "column": "ids", "selection": sl.TopK(4)}
+    found, without = (
+        sl.plan(rows, teacher, sample=sample, probes=probes, progress=False, **settings)
+        for probes in (40, 0)
+    )
+    made = sl.precompute(rows, teacher, tmp_path / "set", probes=40, progress=False, **settings)
+    files = list((tmp_path / "set" / "probes").iterdir())
+    assert (made.totals.probes, len(files)) == (40, 4)
+    taken = sum(file.stat().st_size for file in files)
+    assert abs(found.probe_bytes / taken - 1) < 0.02
+    assert without.probe_bytes == 0
+    for ours, theirs in zip(found.choices, without.choices, strict=True):
+        assert ours.bytes.mean - theirs.bytes.mean == pytest.approx(found.probe_bytes)
+        assert ours.bytes_per_position == theirs.bytes_per_position
+
+
+@pytest.mark.parametrize(
+    ("temperatures", "at"), [((1.0, 2.0), 1.0), ((4.0, 2.0), 2.0), ((0.5, 2.0), 0.5), ((), 1.0)]
+)
+def test_the_kl_that_storing_adds_is_that_of_sets_read_back_with_their_tails(
+    tmp_path: Path, temperatures: tuple[float, ...], at: float
+) -> None:
+    rows, teacher = short(16), TableTeacher()
+    settings = SETTINGS | {"selection": sl.TopK(8), "temperatures": temperatures, "column": "ids"}
+    found = sl.plan(rows, teacher, progress=False, **settings)
+    exact, lossy = (
+        sl.precompute(rows, teacher, tmp_path / codec, codec=codec, progress=False, **settings)
+        for codec in ("plain", "compact")
+    )
+    nats = torch.cat([kl(p, q, at) for p, q in zip(exact, lossy, strict=True)])
+    chosen = {choice.codec: choice for choice in found.choices if choice.k == 8}
+    assert found.kl_temperature == at
+    assert float(nats.mean()) > 1e-6
+    assert chosen["compact"].added_kl == pytest.approx(float(nats.mean()), rel=0.05)
+    for codec in ("lossless", "plain"):
+        assert abs(chosen[codec].added_kl) < 1e-8
+
+
+def kl(exact: sl.SoftLabels, found: sl.SoftLabels, temperature: float) -> torch.Tensor:
+    """By dictionaries, a position at a time, the classes not kept as one."""
+
+    def dense(labels: sl.SoftLabels, position: int) -> dict[int, float]:
+        ids = labels.ids[position].tolist()
+        p = labels.log_probs_at(temperature)[position].double().exp().tolist()
+        return dict(zip(ids, p, strict=True)) | {-1: max(1 - sum(p), 1e-12)}
+
+    nats = []
+    for position in exact.mask.nonzero()[:, 0].tolist():
+        p, q = dense(exact, position), dense(found, position)
+        nats.append(sum(p[i] * np.log(p[i] / q[i]) for i in p))
+    return torch.tensor(nats, dtype=torch.float64)
+
+
+def choice(k: int, mass: float, *, codec: str = "compact", size: float = 0) -> Choice:
+    whole = Estimate(low=0, mean=size or k, high=2 * k)
+    return Choice(
+        k=k, codec=codec, mass_kept=mass, bytes_per_position=k, bytes=whole, added_kl=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("k", "masses", "words"),
+    [
+        (64, {32: 0.97, 64: 0.9951, 128: 0.9999}, "k = 64 keeps 99.5% of the mass: nothing is le"),
+        (32, {16: 0.5, 32: 0.7, 64: 0.702}, "k = 32 keeps 70.0% of the mass, and every doubling"),
+        (64, {16: 0.5, 32: 0.7, 64: 0.702}, "k = 32 keeps 70.0% of the mass, k = 64 70.2% at 2.0 "),
+        (16, {16: 0.5, 32: 0.7, 64: 0.702}, "k = 16 keeps 50.0% of the mass, k = 32 70.0% for 2.0"),
+    ],
+)
+def test_more_entries_are_advised_while_each_doubling_keeps_half_a_percent_more(
+    k: int, masses: dict[int, float], words: str
+) -> None:
+    choices = {("compact", n): choice(n, mass) for n, mass in masses.items()}
+    shares = {"teacher": 0.9, "writing": 0.1}
+    said = list(advice(choices["compact", k], choices, shares, rejects=0, rows=9))
+    assert said[0].startswith(words)
+    assert said[1:] == ["the teacher takes 90% of the time: nothing else is worth tuning"]
+
+
+def test_advice_names_a_smaller_codec_what_is_slow_and_what_was_rejected() -> None:
+    plain = choice(8, 0.9, codec="plain", size=40)
+    choices = {("plain", 8): plain, ("compact", 8): choice(8, 0.9)}
+    shares = {"teacher": 0.2, "writing": 0.8}
+    _, codec, slow, rejects = advice(plain, choices, shares, rejects=2, rows=9)
+    assert codec == "compact would take 20% of plain's bytes and add 1.0e-04 nats"
+    assert slow == "writing takes 80% of the time, more than the teacher"
+    assert rejects.startswith("2 of 9 rows could not be labelled")

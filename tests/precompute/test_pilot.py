@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tables import TableTeacher
 
 import softlabels as sl
 from softlabels.codecs import Compact
 from softlabels.labelset.verify import verify
+from softlabels.precompute import pilot as pilots
 from softlabels.precompute.pilot import fastest, find_batch_tokens
 
 Precompute = Callable[..., sl.LabelSet]
@@ -216,3 +218,60 @@ def test_a_trial_runs_whole_batches_of_the_length_that_is_labelled() -> None:
     teacher.shapes.clear()
     find_batch_tokens(teacher, sl.TopK(4), length=3000)
     assert teacher.shapes[:3] == [(1, 3000), (1, 3000), (2, 3000)]
+
+
+class Trying:
+    """A teacher on a device that is tried, by a table; other jobs may run in the meantime."""
+
+    def __new__(cls, seed: int = 0) -> Any:
+        teacher: Any = TableTeacher(seed=seed)
+        teacher.device = torch.device("meta")
+        return teacher
+
+
+def test_of_two_jobs_begun_together_the_second_takes_what_the_first_one_s_trial_found(
+    tmp_path: Path, precompute: Precompute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter([24, 12])
+    made: list[sl.LabelSet] = []
+
+    def trial(sizes: Any, rate: Any) -> int:
+        size = next(found)
+        if size == 24:  # while this one tries, another begins, tries, publishes, and ends
+            made.append(precompute(tmp_path / "set", teacher=Trying(), codec="compact"))
+            for shard in (tmp_path / "set" / "data").iterdir():
+                shard.unlink()
+        return size
+
+    monkeypatch.setattr(pilots, "fastest", trial)
+    teacher = Trying()
+    second = precompute(tmp_path / "set", teacher=teacher, codec="compact")
+    assert second.plan == made[0].plan
+    assert second.plan.batch_tokens == 12
+    # A batch of the pilot, which came before, may be larger.
+    assert max(ids.numel() for ids in teacher.batches[-3:]) <= 12
+    assert verify(second.root).findings == ()
+
+
+@pytest.mark.parametrize("changed", [{"batch_tokens": 24}, {"max_length": 5}, {"teacher": 1}])
+def test_of_two_jobs_begun_together_a_second_that_was_asked_for_another_thing_is_refused(
+    tmp_path: Path,
+    precompute: Precompute,
+    monkeypatch: pytest.MonkeyPatch,
+    changed: dict[str, Any],
+) -> None:
+    from softlabels.precompute import run as precompute_room
+
+    writable = precompute_room.check_writable
+    others = [{"teacher": Trying()}]
+
+    def meanwhile(root: Path) -> None:
+        if others:
+            precompute(root, **others.pop())
+        writable(root)
+
+    monkeypatch.setattr(pilots, "fastest", lambda *_: 12)
+    monkeypatch.setattr(precompute_room, "check_writable", meanwhile)
+    teacher = Trying(seed=changed.pop("teacher", 0))
+    with pytest.raises(sl.errors.PlanMismatchError, match=r"batch_tokens|max_length|weights"):
+        precompute(tmp_path / "set", teacher=teacher, **changed)

@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from tables import TableTeacher
 
 import softlabels as sl
 from softlabels.errors import InputError, LabellingError
+from softlabels.precompute import label
 from softlabels.precompute.pipeline import Ahead, Behind
+from softlabels.precompute.room import Coming
 
 
 def test_items_come_in_order_and_one_is_made_ahead() -> None:
@@ -162,6 +165,55 @@ def test_a_unit_out_of_memory_is_labelled_in_halves_and_the_next_one_whole(
         assert torch.equal(ours.ids, theirs.ids)
         assert torch.equal(ours.log_probs, theirs.log_probs)
     assert narrow.shapes == [(8, 6), (4, 6), (4, 6), (8, 3)]
+
+
+def test_labels_on_their_way_are_put_in_place_after_the_next_batch_was_asked_for(
+    tmp_path: Path, precompute: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    class Late(Coming):
+        on_its_way = True
+
+        def arrived(self) -> sl.SoftLabels:
+            events.append("arrived")
+            return super().arrived()
+
+    def asked(_: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        events.append("asked")
+        return logits
+
+    rows = [{"id": f"{i}", "ids": [i % 16] * (6 - i // 4)} for i in range(12)]
+    whole = precompute(tmp_path / "whole", rows, teacher=TableTeacher(), unit_rows=12)
+    monkeypatch.setattr(label, "Coming", Late)
+    options = {"unit_rows": 12, "batch_tokens": 24}
+    late = precompute(tmp_path / "late", rows, teacher=TableTeacher(wrong=asked), **options)
+    assert events == ["asked", "asked", "arrived", "asked", "arrived", "arrived"]
+    for ours, theirs in zip(late, whole, strict=True):
+        assert torch.equal(ours.ids, theirs.ids)
+        assert torch.equal(ours.log_probs, theirs.log_probs)
+
+
+def test_labels_of_a_cpu_are_put_in_place_before_the_next_batch_is_asked_for() -> None:
+    labels = sl.SoftLabels(ids=torch.zeros(2, 1, dtype=torch.int64), log_probs=torch.zeros(2, 1))
+    coming = Coming(torch.arange(2), labels)
+    assert not coming.on_its_way
+    assert coming.arrived().ids is labels.ids
+
+
+@pytest.mark.gpu
+def test_labels_of_a_gpu_arrive_whole_though_nobody_waited_for_the_copy() -> None:
+    for size in (1, 1 << 20):
+        ids = torch.randint(9, (size, 8), device="cuda")
+        given = sl.SoftLabels(ids=ids, log_probs=torch.randn(size, 8, device="cuda"))
+        expected = given.to("cpu")
+        torch.cuda._sleep(100_000_000)  # the device is busy when the copy is asked for
+        coming = Coming(torch.arange(size), given.map(lambda tensor: tensor * 1))
+        assert coming.on_its_way
+        found = coming.arrived()
+        assert torch.equal(found.ids, expected.ids)
+        assert torch.equal(found.log_probs, expected.log_probs)
+        assert found.ids.is_pinned()
 
 
 def test_a_record_that_does_not_fit_alone_is_named_in_words(

@@ -57,3 +57,24 @@ def test_a_log_tells_the_perplexity_and_mass_that_the_set_holds(
         labels.totals.bytes / labels.totals.positions, rel=1e-5
     )
     assert (last["share"], last["eta_s"], last["units"]) == (1.0, 0.0, 2)
+
+
+def test_tokens_of_a_unit_that_ran_out_of_memory_are_counted_once(
+    run: Callable[..., sl.LabelSet],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from softlabels.precompute import run as precompute_room
+
+    def narrow(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        if ids.shape == (3, 5) and len(teacher.batches) > 1:
+            raise torch.OutOfMemoryError("tried to allocate 9 GiB")
+        return logits
+
+    seen: list[Progress] = []
+    monkeypatch.setattr(precompute_room, "Tracker", lambda _, rows: Tracker(seen.append, rows))
+    teacher = TableTeacher(wrong=narrow)
+    labels = run(teacher=teacher, batch_tokens=18)
+    assert [tuple(ids.shape) for ids in teacher.batches][:2] == [(2, 6), (3, 5)]
+    assert len(teacher.batches) > 4  # it began again
+    assert seen[-1].tokens == labels.totals.positions == seen[-1].seen.positions
+    assert seen[-1].share == 1

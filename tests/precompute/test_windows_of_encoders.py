@@ -141,6 +141,74 @@ def test_the_assistants_positions_are_refused_where_entries_are_about_their_own_
         )
 
 
+TEMPLATES = {
+    "none": "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}",
+    "all": "<|im_start|>{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}",
+    "first": "<|im_start|>{% for m in messages %}{{ m['content'] }}\n{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("template", list(TEMPLATES))
+@pytest.mark.parametrize("kind", ["BertForMaskedLM", "BertForSequenceClassification"])
+def test_every_window_of_a_chat_has_the_special_tokens_once(
+    tmp_path: Path, wrapped: Any, texts: list[str], kind: str, template: str
+) -> None:
+    import copy
+
+    speaking = copy.deepcopy(wrapped)
+    speaking.chat_template = TEMPLATES[template]
+    model = encoder(kind)
+    chats = [
+        [{"role": "user", "content": texts[i][:60]}, {"role": "assistant", "content": texts[i + 1]}]
+        for i in range(4)
+    ]
+    made = sl.precompute(
+        [{"chat": chat} for chat in chats], sl.teachers.pretrained(model, tokenizer=speaking),
+        tmp_path / "out", column="chat", max_length=32, selection=sl.TopK(4), progress=False,
+    )  # fmt: skip
+    assert made.plan.preparation.special_tokens == "window"
+    several = record = 0
+    for number, chat in enumerate(chats):
+        text = speaking.apply_chat_template(chat, tokenize=False)
+        bare = text.removeprefix("<|im_start|>").removesuffix("<|im_end|>")
+        cut = windows(speaking, bare, 32)
+        several += len(cut) > 1
+        assert made.parts(number) == list(range(len(cut)))
+        for part, ids in enumerate(cut):
+            assert made.take([record]).token_ids.tolist() == ids.tolist()
+            record += 1
+            mask = made.get(number, part=part).mask
+            if kind == "BertForMaskedLM":
+                assert mask.tolist() == [False, *[True] * (len(ids) - 2), False]
+            else:
+                assert mask.tolist() == [True, *[False] * (len(ids) - 1)]
+    assert several > 1
+
+
+def test_a_set_of_chats_begun_without_special_tokens_is_gone_on_with_as_it_was(
+    tmp_path: Path, wrapped: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import copy
+
+    from softlabels.precompute import job
+
+    speaking = copy.deepcopy(wrapped)
+    speaking.chat_template = TEMPLATES["none"]
+    teacher = sl.teachers.pretrained(encoder("BertForMaskedLM"), tokenizer=speaking)
+
+    def label() -> sl.LabelSet:
+        chat = [{"chat": [{"role": "user", "content": "what was said"}]}]
+        return sl.precompute(
+            chat, teacher, tmp_path / "out", column="chat", max_length=32,
+            selection=sl.TopK(4), progress=False,
+        )  # fmt: skip
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "_special_tokens", lambda *_: True)
+        label()
+    assert label().plan.preparation.special_tokens is True
+
+
 def test_special_tokens_whose_place_cannot_be_told_are_refused() -> None:
     class Deaf:
         """Makes nothing of letters that it does not know."""

@@ -14,6 +14,7 @@ import pytest
 import torch
 from architectures import CLASSES, built
 from checkpoints import COMMIT, as_peft, into_hub_cache, save_adapter, write_gguf
+from encoders import built as encoder
 
 from softlabels import teachers
 from softlabels.errors import TeacherError
@@ -185,6 +186,67 @@ def test_an_adapter_that_cannot_be_used_is_refused_in_one_line(
     assert causal_lm(lora, allow_pickle=True).identity.weights
     (lora / "adapter_config.json").write_text("{")
     refused("cannot be loaded")
+
+
+@pytest.mark.parametrize(
+    ("base_name", "name", "task_type", "labels"),
+    [
+        ("BertForMaskedLM", "BertForTokenClassification", "TOKEN_CLS", 7),
+        ("BertForMaskedLM", "BertForTokenClassification", None, 5),
+        ("BertForTokenClassification", "BertForTokenClassification", "TOKEN_CLS", 3),
+        ("BertModel", "BertForSequenceClassification", "SEQ_CLS", 2),
+        ("RobertaForMaskedLM", "RobertaForSequenceClassification", "SEQ_CLS", 3),
+        ("LlamaForCausalLM", "LlamaForSequenceClassification", "SEQ_CLS", 5),
+    ],
+)
+def test_a_classifier_whose_head_is_in_its_adapter_alone_gives_what_peft_gives(
+    base_name: str, name: str, task_type: str | None, labels: int, tmp_path: Path
+) -> None:
+    encoder(base_name).save_pretrained(tmp_path / "base")
+    wrapped = save_classifier(name, tmp_path, task_type=task_type, num_labels=labels)
+    first = "Sequence" in name
+    asked = None if task_type else "token_classifier"
+    teacher: Any = teachers.pretrained(tmp_path / "lora", task=asked)  # type: ignore[arg-type]
+    assert teacher.task.name == ("sequence_classifier" if first else "token_classifier")
+    assert teacher.classes == labels
+    assert "model" not in vars(teacher)
+    wanted = ALL.clone()
+    wanted[:, 1:] = not first
+    with torch.no_grad():
+        expected = wrapped(IDS, torch.ones_like(IDS)).logits.view(-1, labels)
+    found = torch.cat(list(teacher.logits(IDS, wanted, padding=NONE)))
+    assert float(expected.std()) > 0.05
+    torch.testing.assert_close(found, expected, **TOLERANCE)
+    assert type(teacher.model).__name__ == name
+    assert teacher.identity.classes == labels
+    again: Any = teachers.pretrained(tmp_path / "lora", task=asked)  # type: ignore[arg-type]
+    assert again.identity == teacher.identity
+
+
+def save_classifier(name: str, folder: Path, **options: Any) -> Any:
+    """An adapter with a head of its own, for the model in the folder "base"."""
+    import transformers
+
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()  # that the head is new is meant
+    labels = options.pop("num_labels")
+    model = getattr(transformers, name).from_pretrained(
+        folder / "base", num_labels=labels, ignore_mismatched_sizes=True
+    )
+    transformers.utils.logging.set_verbosity(verbosity)
+    llama = name.startswith("Llama")
+    targets = ["q_proj", "up_proj"] if llama else ["query", "value"]
+    head = {"modules_to_save": ["score" if llama else "classifier"]}
+    return save_adapter(model, folder / "lora", target_modules=targets, **head, **options)
+
+
+def test_what_neither_an_adapter_nor_its_base_has_is_refused(tmp_path: Path) -> None:
+    encoder("BertForMaskedLM").save_pretrained(tmp_path / "base")  # which has no pooler
+    save_classifier("BertForSequenceClassification", tmp_path, task_type="SEQ_CLS", num_labels=3)
+    with pytest.raises(TeacherError, match=r'no weights for "bert\.pooler\.dense\.bias" and 1 o'):
+        teachers.pretrained(tmp_path / "lora").identity
+    with pytest.raises(TeacherError, match="is a sequence classifier and not a masked"):
+        teachers.masked_lm(tmp_path / "lora")
 
 
 def test_an_adapter_that_changes_no_weights_is_refused(tmp_path: Path, base: Path) -> None:
