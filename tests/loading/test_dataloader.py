@@ -49,6 +49,14 @@ def test_a_dataloader_gives_the_same_batches_in_the_same_order(
             )
 
 
+def test_spawned_workers_give_the_same_batches(
+    labels: sl.LabelSet, samples: list[dict[str, Any]]
+) -> None:
+    loader = sl.loader(labels, samples, batch_size=3, seed=1)
+    through = DataLoader(loader, batch_size=None, num_workers=2, multiprocessing_context="spawn")
+    assert seen(through) == seen(sl.loader(labels, samples, batch_size=3, seed=1))
+
+
 @forks
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_a_dataloaders_epochs_differ_if_it_is_told_of_them(
