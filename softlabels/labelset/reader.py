@@ -379,6 +379,12 @@ class LabelSet:
         _ = self._keys_checked
         return sorted({row["part"] for _, row in self._rows(key)})
 
+    @cached_property
+    def rejected(self) -> frozenset[str | int]:
+        """Keys of samples that were not labelled, or not whole, for a reason that is stored."""
+        shards = (self._shard(i) for i, receipt in enumerate(self.receipts) if receipt.rejects)
+        return frozenset(reject["key"] for shard in shards for reject in shard.summary().rejects)
+
     def probes(self) -> Iterator[Probes]:
         """Positions whose dense logits were kept, a few dozen at a time, in record order.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -33,6 +33,7 @@ class JoinReport:
         records: records that have their row.
         missing: rows of the data that have no labels, left out or trained on their hard labels.
         first_missing: the key of the first of them.
+        rejected: more of these, which labelling rejected, as the set says.
         extra: records whose key the data does not have; they are left out.
         first_extra: the key of the first of them.
     """
@@ -42,6 +43,7 @@ class JoinReport:
     first_missing: str | int | None = None
     extra: int = 0
     first_extra: str | int | None = None
+    rejected: int = 0
 
     def log(self) -> None:
         """Say what was left out, if anything."""
@@ -99,9 +101,11 @@ class Join:
         self._source.check_unique_keys()
         self.rows = Rows(labels, self._source, columns=columns, tokenizer=tokenizer)
         self._row_of, without = self._find_rows()
-        self.records, self.report = self._joined(records, without)
-        if len(without) and on_missing == "error":
-            raise self._missing(without)
+        unknown = without[~self._rejected(without)]
+        self.records, self.report = self._joined(records, unknown)
+        self.report = replace(self.report, rejected=len(without) - len(unknown))
+        if len(unknown) and on_missing == "error":
+            raise self._missing(unknown)
         self.unlabelled = without if on_missing == "hard-label" else without[:0]
         self.report.log()
 
@@ -160,6 +164,17 @@ class Join:
             without.append(rows[~found])
         return row_of, np.concatenate(without)
 
+    def _rejected(self, rows: Int64s) -> NDArray[np.bool_]:
+        """Which rows labelling rejected, bool, (rows,)."""
+        known = self._labels.rejected
+        if not len(rows) or not known:
+            return np.zeros(len(rows), bool)
+        return np.asarray([key in known for key in self._keys_of(rows)], bool)
+
+    def _keys_of(self, rows: Int64s) -> list[Any]:
+        keys: list[Any] = self.keys(self.table(rows), rows).to_pylist()
+        return keys
+
     def _joined(self, wanted: Int64s | None, without: Int64s) -> tuple[Int64s | None, JoinReport]:
         """The wanted records that have a row, and the report."""
         joined = np.flatnonzero(self._row_of >= 0)
@@ -196,5 +211,5 @@ class Join:
         return key
 
     def _key_of_row(self, rows: Int64s) -> str | int:
-        key: str | int = self.keys(self.table(rows[:1]), rows[:1])[0].as_py()
+        key: str | int = self._keys_of(rows[:1])[0]
         return key

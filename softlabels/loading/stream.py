@@ -166,19 +166,21 @@ class StreamedFeed:
     def _walk(self, epoch: int) -> Iterator[Matched]:
         """The stream's rows and their records, a table at a time."""
         walk = Walk(self._labels)
-        source, first, missing = self._open(epoch), 0, 0
+        source, first, missing, rejected = self._open(epoch), 0, 0, 0
         first_missing: str | int | None = None
         for table in source.tables(self._rows.needed):
             rows = np.arange(first, first + len(table))
             keys = source.keys(table, first)
             places, records = walk.match(keys)
             lone = np.setdiff1d(np.arange(len(table)), places)
-            if len(lone):
-                missing += len(lone)
-                first_missing = (
-                    keys[int(lone[0])].as_py() if first_missing is None else first_missing
-                )
-                self._refuse_missing(first_missing, int(rows[lone[0]]))
+            for place in lone.tolist():
+                key = keys[place].as_py()
+                if key in self._labels.rejected:
+                    rejected += 1
+                    continue
+                self._refuse_missing(key, first + place)
+                first_missing = key if not missing else first_missing
+                missing += 1
             if self._on_missing == "hard-label":
                 places = np.concatenate([places, lone])
                 records = np.concatenate([records, np.full(len(lone), -1)])
@@ -188,7 +190,7 @@ class StreamedFeed:
             first += len(table)
         lost = walk.unseen()
         extra = self._labels.identity(lost[:1])["key"][0].as_py() if len(lost) else None
-        self.report = JoinReport(walk.count, missing, first_missing, len(lost), extra)
+        self.report = JoinReport(walk.count, missing, first_missing, len(lost), extra, rejected)
         self.report.log()
 
     def _refuse_missing(self, key: str | int | None, row: int) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,19 +15,23 @@ from softlabels.errors import InputError, VocabularyMismatchError
 # Differentiable by autograd; the rest is −∞ where every class is kept.
 Pointwise = Callable[[Tensor, Tensor], Tensor]
 
+# Of a core's share of the last-level cache (benchmarks/bench_losses.py).
+CACHED_BYTES = 4 << 20
+
 
 def bucketed(
     logits: Tensor,
     ids: Tensor,
     used: Tensor,
-    pointwise: Pointwise,
+    divergence: Callable[..., Tensor],
+    teacher: Sequence[Tensor],
     *,
     mask: Tensor | None,
     temperature: float,
 ) -> Tensor:
     r"""temperature² times a loss of the student's kept log-probs and of its log rest mass.
 
-    With u_j and u_r the pointwise derivatives by log q_j and log q_r, and S = Σ u_j + u_r, the
+    With u_j and u_r the derivatives of the loss by log q_j and log q_r, and S = Σ u_j + u_r, the
     gradient by a logit is T (u_j − q_j S) where it is kept, and T q_j (u_r / q_r − S) elsewhere:
     the exponentials that the rest mass needs are the gradient there, times one number a row. So
     loss and gradient take one exponential over the classes.
@@ -35,6 +40,10 @@ def bucketed(
         logits: student, float, (..., V).
         ids: kept classes, int64, (..., k); an unused entry points where another one points.
         used: bool, (..., k).
+        divergence: of the teacher's tensors, then log q of the kept classes (n, k) and of the rest
+            (n,), the loss (n,), differentiable by autograd; the rest is −∞ where every class is
+            kept.
+        teacher: tensors with the batch axes (...) first.
         mask: bool, (...): elsewhere loss and gradient are 0, whatever the rest holds.
 
     Returns:
@@ -45,10 +54,22 @@ def bucketed(
         InputError: shapes differ.
     """
     ids = checked_ids(logits, ids, mask)
+    shape = logits.shape[:-1]
+    rows = [t.reshape(-1, *t.shape[len(shape) :]) for t in (logits, ids, used, *teacher)]
+    flat_mask = None if mask is None else mask.reshape(-1)
     loss: Tensor = _Bucketed.apply(  # type: ignore[no-untyped-call]
-        logits, ids, used, pointwise, mask, temperature
+        rows[0], rows[1], rows[2], divergence, tuple(rows[3:]), flat_mask, temperature
     )
-    return loss
+    return loss.view(shape)
+
+
+def blocks(rows: int, classes: int, device: torch.device) -> Iterator[slice]:
+    """Rows whose float32 logits stay in a CPU's cache from one pass over them to the next.
+
+    A fifth to a half of the time (benchmarks/bench_losses.py); on an accelerator, all rows at once.
+    """
+    size = max(1, CACHED_BYTES // (4 * max(1, classes))) if device.type == "cpu" else max(1, rows)
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 
 def result_dtype(logits: Tensor) -> torch.dtype:
@@ -99,7 +120,9 @@ def loss_and_gradient(
         loss (...), and its gradient by the logits (..., V), in their place, if it is wanted.
     """
     kept = torch.gather(logits, -1, ids) / temperature
-    rest = logits.div_(temperature).scatter_(-1, ids, -torch.inf)
+    rest = (logits if temperature == 1.0 else logits.div_(temperature)).scatter_(
+        -1, ids, -torch.inf
+    )
     peak = rest.amax(-1, keepdim=True)
     peak = peak.masked_fill(peak == -torch.inf, 0)
     rest_sum = rest.sub_(peak).exp_().sum(-1)
@@ -126,23 +149,38 @@ def loss_and_gradient(
 
 
 class _Bucketed(torch.autograd.Function):
+    """Of logits (N, V), ids and used (N, k), the teacher's tensors (N, …) and a mask (N,)."""
+
     @staticmethod
     def forward(
         ctx: Any,
         logits: Tensor,
         ids: Tensor,
         used: Tensor,
-        pointwise: Pointwise,
+        divergence: Callable[..., Tensor],
+        teacher: tuple[Tensor, ...],
         mask: Tensor | None,
         temperature: float,
     ) -> Tensor:
-        loss, gradient = loss_and_gradient(
-            logits.to(result_dtype(logits), copy=True), ids, used, pointwise,
-            temperature=temperature, gradient=ctx.needs_input_grad[0],
-        )  # fmt: skip
-        if gradient is not None:
+        dtype, needs = result_dtype(logits), ctx.needs_input_grad[0]
+        loss = logits.new_empty(len(logits), dtype=dtype)
+        gradient = torch.empty_like(logits, dtype=dtype) if needs else None
+        for rows in blocks(len(logits), logits.shape[1], logits.device):
+            work = logits[rows].to(dtype, copy=True) if gradient is None else gradient[rows]
+            if gradient is not None:
+                work.copy_(logits[rows])
+            found, _ = loss_and_gradient(
+                work,
+                ids[rows],
+                used[rows],
+                partial(divergence, *(tensor[rows] for tensor in teacher)),
+                temperature=temperature,
+                gradient=needs,
+            )
+            loss[rows] = found
             if mask is not None:
-                gradient.masked_fill_(~mask.unsqueeze(-1), 0)
+                work.masked_fill_(~mask[rows].unsqueeze(-1), 0)
+        if gradient is not None:
             ctx.save_for_backward(gradient)
             ctx.dtype = logits.dtype
         return loss if mask is None else torch.where(mask, loss, 0)
@@ -151,4 +189,5 @@ class _Bucketed(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return (gradient * upstream.unsqueeze(-1)).to(ctx.dtype), None, None, None, None, None
+        slope = (gradient * upstream.unsqueeze(-1)).to(ctx.dtype)
+        return slope, None, None, None, None, None, None

@@ -69,8 +69,9 @@ def decoupled_kl_divergence(
     others = log_p.masked_fill(is_hard, -torch.inf)
     ids = torch.cat([torch.where(is_hard | ~teacher.used, hard, teacher.ids), hard], -1)
     used = torch.cat([others > -torch.inf, torch.ones_like(kept).unsqueeze(-1)], -1)
-    pointwise = partial(_decoupled, log_hard, others, log_rest, alpha=alpha, beta=beta)
-    return bucketed(logits, ids, used, pointwise, mask=mask, temperature=temperature)
+    weighed = partial(_decoupled, alpha=alpha, beta=beta)
+    parts = (log_hard, others, log_rest)
+    return bucketed(logits, ids, used, weighed, parts, mask=mask, temperature=temperature)
 
 
 def _decoupled(

@@ -139,15 +139,22 @@ def soft_cross_entropy(
 def of_target(
     logits: Tensor,
     teacher: Target,
-    divergence: Divergence,
+    divergence: Callable[..., Tensor],
     *,
     mask: Tensor | None,
     temperature: float,
 ) -> Tensor:
     """temperature² times a divergence between a target and a student, (...)."""
-    pointwise = against(teacher, divergence, result_dtype(logits))
-    used = teacher.used
-    return bucketed(logits, teacher.ids, used, pointwise, mask=mask, temperature=temperature)
+    dtype = result_dtype(logits)
+    return bucketed(
+        logits,
+        teacher.ids,
+        teacher.used,
+        divergence,
+        (teacher.log_p.to(dtype), teacher.log_p_rest.to(dtype)),
+        mask=mask,
+        temperature=temperature,
+    )
 
 
 def against(teacher: Target, divergence: Divergence, dtype: torch.dtype) -> Pointwise:

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from softlabels.errors import InputError
 from softlabels.labels import NO_LABEL, SoftLabels
-from softlabels.losses.buckets import Pointwise, check_classes, loss_and_gradient
+from softlabels.losses.buckets import Pointwise, blocks, check_classes, loss_and_gradient
 from softlabels.losses.divergences import against, forward_kl
 from softlabels.losses.targets import Tail, Target, target
 
-# Logits of a chunk, float32: a few of them fit in a last-level cache or are small beside a head.
-CHUNK_BYTES = 32 << 20
+# Logits of a chunk, float32: about as much as the head's own gradient, which is there twice in the
+# end. Fewer rows make the products slower (benchmarks/bench_losses.py).
+CHUNK_BYTES = 96 << 20
 
 
 def linear_kl_divergence(
@@ -51,7 +52,7 @@ def linear_kl_divergence(
         tail: as in `kl_divergence`; "uniform" takes the memory that this function saves.
         classes: how many of the head's rows are classes, where it is padded: the others have
             logits of −∞ and no gradient.
-        chunk_rows: positions of a chunk; as many as give 32 MiB of float32 logits by default.
+        chunk_rows: positions of a chunk; as many as give 96 MiB of float32 logits by default.
 
     Returns:
         (...), float64 for float64 hidden states, else float32; 0 where there is no label.
@@ -109,7 +110,7 @@ class _Work:
     def logits_gradient(
         self, logits: Tensor, rows: slice, *, gradient: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Loss of some rows and its gradient by their logits, which are overwritten."""
+        """Loss of some rows, and its gradient by their logits in place of these."""
         soft = self.has_soft[rows].unsqueeze(-1)
         log_p = torch.where(soft, self.log_p[rows], -torch.inf).to(logits.dtype)
         rest = self.log_p_rest[rows].masked_fill(~soft.squeeze(-1), -torch.inf).to(logits.dtype)
@@ -134,7 +135,7 @@ class _Work:
             logits, certain, torch.ones_like(certain, dtype=torch.bool), self._hard(hard),
             temperature=1.0, gradient=gradient,
         )  # fmt: skip
-        return one + other, None if slope is None or more is None else slope.add_(more)
+        return one + other, None if slope is None or more is None else more.add_(slope)
 
     def _hard(self, hard: Tensor) -> Pointwise:
         known = hard != NO_LABEL
@@ -227,11 +228,14 @@ def _pass(
         logits = (hidden[rows] @ weight.T).to(wide)
         if bias is not None:
             logits += bias
-        loss[rows], slope = work.logits_gradient(logits, rows, gradient=any(needs))
-        if slope is None:
+        for part in blocks(len(logits), logits.shape[1], logits.device):
+            some = slice(start + part.start, start + part.stop)
+            loss[some], slope = work.logits_gradient(logits[part], some, gradient=any(needs))
+            if slope is not None and upstream is not None:
+                slope *= upstream[some].unsqueeze(-1)
+        if not any(needs):
             continue
-        if upstream is not None:
-            slope *= upstream[rows].unsqueeze(-1)
+        slope = logits
         if by_bias is not None:
             by_bias += slope.sum(0)
         narrow = slope.to(hidden.dtype)

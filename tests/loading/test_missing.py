@@ -108,6 +108,21 @@ def test_rows_without_labels_come_for_their_hard_labels(
         ]  # rows beside their own
 
 
+def test_rows_that_labelling_rejected_are_known_and_no_error(
+    samples: Samples,
+    tmp_path: Path,
+    precompute: Precompute,
+    form: Callable[[Samples], Any],
+) -> None:
+    rows = [*samples[:4], {**samples[4], "ids": [3, 99]}, {**samples[5], "ids": []}, *samples[6:]]
+    labels = precompute(tmp_path / "set", rows, on_error="skip")
+    loader = sl.loader(labels, form(rows), batch_size=3)
+    assert contents(loader) == contents(sl.loader(labels))
+    assert loader.report == JoinReport(len(labels), rejected=2)
+    with pytest.raises(JoinError, match='"new"'):
+        list(sl.loader(labels, form([*rows, {**samples[0], "id": "new"}])))
+
+
 def test_shuffled_rows_without_labels_are_spread_among_the_others(
     samples: Samples, tmp_path: Path, precompute: Precompute
 ) -> None:

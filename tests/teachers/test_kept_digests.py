@@ -121,8 +121,8 @@ def test_a_file_that_changes_while_it_is_loaded_is_not_kept(
 ) -> None:
     load = checkpoint.Checkpoint._load
 
-    def slow(self: Any, *arguments: Any) -> Any:
-        model = load(self, *arguments)
+    def slow(self: Any, *arguments: Any, **options: Any) -> Any:
+        model = load(self, *arguments, **options)
         replaced(mine)
         return model
 
