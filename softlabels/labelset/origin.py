@@ -7,6 +7,7 @@ times; what would not is an error at once. Every wait has an end.
 
 from __future__ import annotations
 
+import atexit
 import ipaddress
 import os
 import random
@@ -300,8 +301,15 @@ def _client(address: str) -> Any:
     key = os.getpid(), f"loopback {loopback}"
     if key not in _OPEN:
         made = httpx2.Client(follow_redirects=True, trust_env=not loopback)
-        _OPEN.setdefault(key, made)
+        if _OPEN.setdefault(key, made) is made:
+            atexit.register(_close, os.getpid(), made)
     return _OPEN[key]
+
+
+def _close(process: int, client: Any) -> None:
+    """Not in a fork: its copies of the sockets speak for the other process."""
+    if os.getpid() == process:
+        client.close()
 
 
 def _transport_errors() -> type[Exception]:
