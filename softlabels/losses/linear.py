@@ -246,6 +246,8 @@ def _pass(
                 by_weight.addmm_(narrow.T, hidden[rows])
             else:
                 by_weight += narrow.T @ hidden[rows]
+        # Not beside the next chunk's.
+        del logits, slope, narrow
     return loss, [by_hidden, by_weight, by_bias]
 
 
