@@ -9,17 +9,20 @@ from softlabels.loading.loader import Loader
 from softlabels.loading.mix import Mix, mix
 from softlabels.precompute.forecast import Forecast, plan
 from softlabels.precompute.run import precompute
-from softlabels.selection import TopK
+from softlabels.selection import Dense, Sampled, TopK, TopP
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Dense",
     "Forecast",
     "LabelSet",
     "Loader",
     "Mix",
+    "Sampled",
     "SoftLabels",
     "TopK",
+    "TopP",
     "derive",
     "errors",
     "loader",

@@ -140,18 +140,48 @@ class SoftLabels:
             raise InputError(
                 f"these labels are sampled; keeping {k} of their {self.k} entries would bias them"
             )
-        kept = self._entries(torch.arange(k, device=self.ids.device).expand(*self.shape, k))
+        places = torch.arange(self.k, device=self.ids.device).expand(self.ids.shape)
+        kept = self._entries(places[..., :k])
+        return replace(kept, log_tails=self._log_tails_with(places >= k))
+
+    def top_p(self, p: float) -> SoftLabels:
+        """The fewest likeliest entries of each position whose mass reaches p, one at least.
+
+        The others become unused: their log-prob is −∞, and their mass joins the tail at every
+        stored temperature. In descending log-prob, then ascending id.
+
+        Args:
+            p: at T = 1, above 0 and at most 1; where the entries do not reach it, all stay.
+
+        Raises:
+            InputError: p is out of range, or the labels are sampled.
+        """
+        if not 0 < p <= 1:
+            raise InputError(f"p is {p!r}; it must be above 0 and at most 1")
+        if self.sampled:
+            raise InputError("these labels are sampled; keeping a part of them would bias them")
+        found = self.sorted()
+        probs = found.log_probs.double().exp()
+        left_out = probs.cumsum(-1) - probs >= p
+        left_out[..., :1] = False
+        return replace(
+            found,
+            ids=found.ids.masked_fill(left_out, 0),
+            log_probs=found.log_probs.masked_fill(left_out, -torch.inf),
+            logits=None if found.logits is None else found.logits.masked_fill(left_out, -torch.inf),
+            log_tails=found._log_tails_with(left_out),
+        )
+
+    def _log_tails_with(self, left_out: Tensor) -> Tensor | None:
+        """`log_tails` that these entries have joined, bool, (..., k)."""
         if self.log_tails is None:
-            return kept
+            return None
         wide = self.map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
-        tails = [
-            torch.logaddexp(
-                wide.log_tail(temperature), wide.log_probs_at(temperature)[..., k:].logsumexp(-1)
-            )
-            for temperature in self.temperatures
-        ]
-        log_tails = torch.stack(tails, -1).clamp_(max=0).to(self.log_tails.dtype)
-        return replace(kept, log_tails=log_tails)
+        tails = []
+        for temperature in self.temperatures:
+            joining = wide.log_probs_at(temperature).masked_fill(~left_out, -torch.inf)
+            tails.append(torch.logaddexp(wide.log_tail(temperature), joining.logsumexp(-1)))
+        return torch.stack(tails, -1).clamp_(max=0).to(self.log_tails.dtype)
 
     def _entries(self, places: Tensor) -> SoftLabels:
         """The entries at these places of the last axis."""

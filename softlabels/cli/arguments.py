@@ -48,6 +48,18 @@ class PrecomputeArguments:
         str | None, _help("Column that names samples, unique; row numbers by default.")
     ] = None
     k: Annotated[int | None, _count("Classes kept at every position: 64, tiny 8.")] = None
+    top_p: Annotated[
+        float | None, _help("Of these only as many as reach this mass: 0.95, say.")
+    ] = None
+    draws: Annotated[
+        int | None,
+        _count("In place of k: so many entries, drawn so that their weights are unbiased."),
+    ] = None
+    head: Annotated[
+        int | None, _count("Of these the likeliest, kept as they are; as many as pay.")
+    ] = None
+    draw_seed: Annotated[int, _count("Of the draws; with it they can be made again.")] = 0
+    dense: Annotated[bool, Parameter(negative="", help="In place of k: all classes.")] = False
     max_length: Annotated[int, _count("Tokens in a record, at most.")] = 512
     overlap: Annotated[int, _count("Tokens a window repeats from the one before, as context.")] = 0
     on_long: Annotated[
@@ -66,11 +78,11 @@ class PrecomputeArguments:
         ),
     ] = None
     codec: Annotated[
-        CodecName | None,
+        CodecName | Literal["sampled"] | None,
         _help(
             "compact: a third of float32's bytes; tiny: compact for k = 8; lossless: the logits "
-            "bit for bit; plain: float32 lists that anyone can read. The plan's when resuming, "
-            "else compact."
+            "bit for bit; plain: float32 lists that anyone can read; sampled: for --draws. The "
+            "plan's when resuming, else what fits."
         ),
     ] = None
     store_inputs: Annotated[bool, _help("Keep the token ids in the set.")] = True

@@ -16,7 +16,7 @@ from softlabels.labelset.derive import derive
 from softlabels.labelset.reader import LabelSet
 from softlabels.precompute.forecast import plan
 from softlabels.precompute.run import precompute
-from softlabels.selection import TopK
+from softlabels.selection import Dense, Sampled, Selection, TopK, TopP
 from softlabels.teachers import Teacher, from_server, is_address, pretrained
 
 
@@ -116,8 +116,36 @@ def _settings(arguments: PrecomputeArguments) -> dict[str, Any]:
         "column key max_length overlap on_long assistant_only temperatures codec store_inputs "
         "probes limit on_error unit_rows batch_tokens packing"
     )
-    selection = None if arguments.k is None else TopK(arguments.k)
-    return {"selection": selection, **{name: getattr(arguments, name) for name in names.split()}}
+    return {
+        "selection": _selection(arguments),
+        **{name: getattr(arguments, name) for name in names.split()},
+    }
+
+
+def _selection(arguments: PrecomputeArguments) -> Selection | None:
+    """None where the flags name none.
+
+    Raises:
+        InputError: they name two.
+    """
+    k, draws = arguments.k, arguments.draws
+    given = {
+        "--k or --top-p": k is not None or arguments.top_p is not None,
+        "--draws": draws is not None,
+        "--dense": arguments.dense,
+    }
+    named = [name for name, there in given.items() if there]
+    if len(named) > 1:
+        raise InputError(f"{' and '.join(named)} are two selections; choose one")
+    if arguments.head is not None and draws is None:
+        raise InputError("--head is a part of the entries that --draws keeps; give that too")
+    if draws is not None:
+        return Sampled(draws, arguments.head, arguments.draw_seed)
+    if arguments.dense:
+        return Dense()
+    if arguments.top_p is not None:
+        return TopP(arguments.top_p, *([] if k is None else [k]))
+    return None if k is None else TopK(k)
 
 
 def derive_set(arguments: DeriveArguments) -> int:

@@ -51,7 +51,7 @@ def show_info(directory: str, *, as_json: bool) -> int:
         "prepared": _joined(
             preparation.kind, f"at most {preparation.max_length} tokens", preparation.on_long
         ),
-        "kept": f"top {plan.selection.k} of {teacher.classes:,} classes",
+        "kept": plan.selection.words(teacher.classes),
         "tail mass at": ", ".join(f"T = {t:g}" for t in plan.temperatures) or "none",
         "codec": str(plan.codec["name"]),
         "token ids": "stored" if plan.store_inputs else "not stored",

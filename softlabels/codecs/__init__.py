@@ -104,19 +104,16 @@ PRESETS = {
     "compact": Preset("compact"),
     "lossless": Preset("lossless"),
     "plain": Preset("plain"),
+    "sampled": Preset("sampled"),
 }
 DEFAULT = "compact"
+OF_PROBABILITIES = ", ".join(name for name in PRESETS if name != "sampled")
 
 
 def preset(name: str) -> Preset:
     """The preset of that name; raises `InputError` if there is none."""
-    if name == "sampled":
-        raise InputError(
-            "the codec sampled writes the weights of a sampled selection, and TopK gives "
-            f"probabilities; choose from {', '.join(PRESETS)}"
-        )
     if name not in PRESETS:
-        raise InputError(f"there is no codec {quoted(name)}; choose from {', '.join(PRESETS)}")
+        raise InputError(f"there is no codec {quoted(name)}; choose from {OF_PROBABILITIES}")
     return PRESETS[name]
 
 
@@ -129,12 +126,37 @@ class Needs:
         k: entries at a position, at most.
         temperatures: one log tail a position for each.
         logits_known: whether there are logsumexps.
+        sampled: the entries have weights.
+        draws: of a position, where all weights are counts of them.
     """
 
     classes: int
     k: int
     temperatures: tuple[float, ...]
     logits_known: bool = True
+    sampled: bool = False
+    draws: int | None = None
+
+    @property
+    def default_codec(self) -> str:
+        """The codec where none is named."""
+        return "sampled" if self.sampled else DEFAULT
+
+    def check(self, name: str) -> None:
+        """Refuse a codec that cannot write this.
+
+        Raises:
+            InputError: saying why, and which can.
+        """
+        if name == "lossless" and not self.logits_known:
+            raise InputError(
+                "the codec lossless keeps logits, and the teacher gives normalised values only; "
+                "choose plain or compact"
+            )
+        if self.sampled != (name == "sampled"):
+            kinds = "weights, which sampled alone writes" if self.sampled else "probabilities"
+            way_out = "leave out codec=" if self.sampled else f"choose from {OF_PROBABILITIES}"
+            raise InputError(f"the selection gives {kinds}, and the codec is {name}; {way_out}")
 
 
 def resolve(name: str, needs: Needs, *, pilot: Callable[[], SoftLabels]) -> Codec:
@@ -147,17 +169,15 @@ def resolve(name: str, needs: Needs, *, pilot: Callable[[], SoftLabels]) -> Code
     Raises:
         InputError: there is no such codec, or it cannot write what is needed.
     """
+    needs.check(name)
     if name == "plain":
         return Plain(needs.classes, needs.temperatures)
-    if name == "lossless" and not needs.logits_known:
-        raise InputError(
-            "the codec lossless keeps logits, and the teacher gives normalised values only; "
-            "choose plain or compact"
-        )
     labels = pilot()
     codec: Packed
     table = IdTable.count(needs.classes, labels.ids[labels.log_probs > -torch.inf].numpy())
-    if name == "lossless":
+    if name == "sampled":
+        codec = Sampled(needs.classes, needs.k, (), table, needs.logits_known, draws=needs.draws)
+    elif name == "lossless":
         codec = Lossless(needs.classes, needs.k, needs.temperatures, table, dtype=_dtype(labels))
     elif name == "compact":
         codec = Compact(
@@ -169,7 +189,7 @@ def resolve(name: str, needs: Needs, *, pilot: Callable[[], SoftLabels]) -> Code
             scale=scale_of(needs.k),
         )
     else:
-        raise InputError(f"there is no codec {quoted(name)}; choose from {', '.join(PRESETS)}")
+        raise InputError(f"there is no codec {quoted(name)}; choose from {OF_PROBABILITIES}")
     return codec.trained(labels) if len(labels) else codec
 
 

@@ -15,7 +15,7 @@ _MARKS = frozenset(string.punctuation) - set("-/.,()")
 def card(plan: Plan, totals: Totals, *, split: str) -> str:
     """The card, from validated values only: no paths, no credentials, no markup from data."""
     teacher = plan.teacher
-    kept = f"top {plan.selection.k} of {teacher.classes:,} classes"
+    kept = plan.selection.words(teacher.classes)
     position = totals.bytes / max(1, totals.positions)
     dtype = teacher.dtype or "unknown dtype"
     columns = _COLUMNS.get(str(plan.codec["name"]), "")

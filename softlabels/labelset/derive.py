@@ -17,12 +17,13 @@ from softlabels.labels import SoftLabels, concatenate
 from softlabels.labelset import layout
 from softlabels.labelset import plan as plans
 from softlabels.labelset.manifest import Receipt
-from softlabels.labelset.plan import Origin, Plan
+from softlabels.labelset.plan import Origin, Plan, SelectionPlan
 from softlabels.labelset.reader import LabelSet
 from softlabels.labelset.records import Records, join
 from softlabels.labelset.shard import UnitSummary, file_sha256
 from softlabels.labelset.writer import LabelSetWriter, begin, check_directory, check_writable
 from softlabels.progress import Tracker, shown
+from softlabels.selection import Dense, TopK
 
 # What a codec learns its id table and its dictionary from: the beginnings of a seeded sample of
 # records. More change little (docs/RESULTS.md).
@@ -71,6 +72,8 @@ def derive(
             "writes weights; label again with another selection"
         )
     kept = _entries(labels.plan, codec, k)
+    if codec is not None:
+        codecs.Needs(labels.plan.teacher.classes, kept, ()).check(codecs.preset(codec).codec)
     name = str(labels.plan.codec["name"]) if codec is None else codecs.preset(codec).codec
     if name == "lossless" and labels.codec.logits_dtype is None:
         raise InputError(
@@ -124,11 +127,18 @@ def _plan(labels: LabelSet, name: str, k: int, root: Path) -> Plan:
         update={
             "format": plans.FORMAT,
             "writer": f"softlabels {metadata.version('softlabels')}",
-            "selection": labels.plan.selection.model_copy(update={"k": k}),
+            "selection": _selection(labels.plan.selection, k),
             "derived_from": (*labels.plan.derived_from, origin),
         }
     )
     return plans.with_codec(plan, name, plans.earlier(root), lambda: _sample(labels, k))
+
+
+def _selection(source: SelectionPlan, k: int) -> SelectionPlan:
+    """Of all classes, a part are the likeliest."""
+    if source.name == Dense.name and k < source.k:
+        return SelectionPlan.of(TopK(k))
+    return source.model_copy(update={"k": k})
 
 
 def _sample(labels: LabelSet, k: int) -> SoftLabels:

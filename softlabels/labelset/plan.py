@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -19,12 +19,14 @@ from pydantic import (
 )
 
 from softlabels import codecs
+from softlabels import selection as selections
 from softlabels.errors import PlanMismatchError, UnsupportedFormatError, quoted
 from softlabels.inputs.prepare import Preparation
 from softlabels.inputs.sources import DataIdentity
 from softlabels.inputs.tokenizer import TokenizerIdentity
 from softlabels.labels import SoftLabels
 from softlabels.labelset import layout
+from softlabels.selection import Selection
 from softlabels.teachers.identity import TeacherIdentity
 
 FORMAT = "1.0-draft"
@@ -42,13 +44,47 @@ _ABSENT = {"packing": False, "teacher.vocabulary": None}
 
 
 class SelectionPlan(BaseModel):
-    """Which entries are kept, and the algorithm that settles ties."""
+    """Which entries are kept, and the algorithm that settles ties.
+
+    Attributes:
+        k: entries at a position, at most.
+        settings: what the selection has beside k.
+    """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     name: str
     k: int
     algorithm: str
+    settings: dict[str, float | int | None] = {}
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        made: dict[str, Any] = write(self)
+        if not self.settings:
+            made.pop("settings", None)
+        return made
+
+    @classmethod
+    def of(cls, selection: Selection) -> Self:
+        """What a plan says of a selection."""
+        return cls(
+            name=selection.name,
+            k=selection.k,
+            algorithm=selection.algorithm,
+            settings=selection.settings,
+        )
+
+    def make(self) -> Selection:
+        """The selection that the plan names."""
+        return selections.from_plan(self.name, self.k, self.settings)
+
+    def words(self, classes: int) -> str:
+        """What is kept, for people; also of a selection that this version does not know."""
+        try:
+            return self.make().words(classes)
+        except UnsupportedFormatError:
+            return f"{self.k} of {classes:,} classes, by {quoted(self.name)}"
 
 
 class Origin(BaseModel):
@@ -186,13 +222,16 @@ def with_codec(
         # Another name is refused when the plans are compared.
         same = name is None or earlier.codec.get("name") == name
         return plan.model_copy(update={"codec": earlier.codec if same else {"name": name}})
+    selection = plan.selection.make()
     needs = codecs.Needs(
         classes=plan.teacher.classes,
-        k=plan.selection.k,
+        k=selection.k,
         temperatures=plan.temperatures,
         logits_known=plan.teacher.logits_known,
+        sampled=selection.sampled,
+        draws=getattr(selection, "draws", None),
     )
-    made = codecs.resolve(name or codecs.DEFAULT, needs, pilot=pilot)
+    made = codecs.resolve(name or needs.default_codec, needs, pilot=pilot)
     return plan.model_copy(update={"codec": made.to_json()})
 
 

@@ -108,6 +108,12 @@ def plan(
             "plan needs data of known length with random access, at least one row, and this is a "
             "stream or empty; pass a Dataset or files, or a part of the stream as a list"
         )
+    if not isinstance(job.selection, TopK):
+        raise InputError(
+            f"plan weighs codecs and how many of the likeliest classes to keep, and the selection "
+            f"is {job.selection!r}; leave it out, or label a few rows (limit=) and look at "
+            "`softlabels info`"
+        )
     name = job.codec or codecs.DEFAULT
     if name not in _codecs(job):
         raise InputError(

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 from pydantic import ValidationError
 
 from softlabels import codecs
-from softlabels.codecs import Plain
+from softlabels.codecs import Plain, Preset
 from softlabels.errors import InputError, quoted
 from softlabels.inputs import tokenizer as tokenizers
 from softlabels.inputs.prepare import OnLong, Preparation
@@ -22,11 +22,13 @@ from softlabels.labelset import plan as plans
 from softlabels.labelset.plan import Plan, SelectionPlan
 from softlabels.precompute.label import OnError
 from softlabels.precompute.pilot import find_batch_tokens, pilot
-from softlabels.selection import TopK
+from softlabels.selection import Dense, Sampled, Selection, TopK, TopP
 from softlabels.teachers import LabelTeacher, Teacher, TeacherIdentity, resolve
 
 DEFAULT_TEMPERATURES = (1.0, 2.0, 4.0)
 DEFAULT_UNIT_ROWS = 256
+# An id, a log-prob and a logit; of a unit at most, where the user does not say how many rows.
+_ENTRY_BYTES, _UNIT_BYTES = 16, 2 << 30
 _NO_PACKING = (
     "packing needs a teacher that can keep the records of a row apart, and this one cannot; leave "
     "out packing"
@@ -48,7 +50,7 @@ class Job:
     source: Source
     teacher: Teacher
     preparation: Preparation
-    selection: TopK
+    selection: Selection
     temperatures: tuple[float, ...]
     codec: str | None
     earlier: Plan | None
@@ -85,9 +87,7 @@ class Job:
             tokenizer=None if tokenizer is None else tokenizers.identify(tokenizer),
             data=self.source.identity,
             preparation=self.preparation,
-            selection=SelectionPlan(
-                name=self.selection.name, k=self.selection.k, algorithm=self.selection.algorithm
-            ),
+            selection=SelectionPlan.of(self.selection),
             codec=Plain(self.teacher.classes, self.temperatures).to_json(),
             temperatures=self.temperatures,
             hard_label_alignment=getattr(self.teacher, "alignment", "next"),
@@ -120,7 +120,7 @@ def settle(
     teacher: Any,
     *,
     earlier: Plan | None = None,
-    selection: TopK | None = None,
+    selection: Selection | None = None,
     column: str = "text",
     key: str | None = None,
     max_length: int = 512,
@@ -144,8 +144,11 @@ def settle(
         TeacherError: there is no such teacher.
     """
     preset = codecs.preset(codecs.DEFAULT if codec is None else codec)
-    if not isinstance(selection, (TopK, NoneType)):
-        raise InputError(f"selection is {selection!r}; expected softlabels.TopK(k)")
+    if not isinstance(selection, (TopK, TopP, Sampled, Dense, NoneType)):
+        raise InputError(
+            f"selection is {selection!r}; expected softlabels.TopK(k), TopP(p), Sampled(n) or "
+            "Dense()"
+        )
     if isinstance(temperatures, (str, bytes)) or not isinstance(temperatures, (Sequence, NoneType)):
         raise InputError(f"temperatures is {temperatures!r}; expected a list of numbers")
     _check_choices(on_error, unit_rows=unit_rows, batch_tokens=batch_tokens)
@@ -178,12 +181,16 @@ def settle(
             "pass data with random access"
         )
     tells = known.temperatures if isinstance(known, LabelTeacher) else None
-    if temperatures is None:
-        temperatures = tells or DEFAULT_TEMPERATURES
     if selection is None:
-        k = earlier.selection.k if earlier and codec is None else preset.k
-        selection = TopK(min(k, known.classes))
-    _check_before_loading(known, selection, preparation, temperatures)
+        selection = _selection(known, preset, earlier if codec is None else None)
+    selection = selection.for_classes(known.classes)
+    if temperatures is None:
+        temperatures = () if selection.sampled else tells or DEFAULT_TEMPERATURES
+    _check_selection(selection, known, temperatures)
+    if codec is not None:
+        needs = codecs.Needs(known.classes, selection.k, (), sampled=selection.sampled)
+        needs.check(preset.codec)
+    _check_before_loading(known, preparation, temperatures)
     _check_told(tells, temperatures)
     # Looked up without running it: a trial of what it can loads weights.
     if packing and inspect.getattr_static(known, "can_pack", None) in (None, False):
@@ -199,10 +206,41 @@ def settle(
         store_inputs=store_inputs,
         probes=probes,
         on_error=on_error,
-        unit_rows=unit_rows or (earlier.unit_rows if earlier else DEFAULT_UNIT_ROWS),
+        unit_rows=unit_rows
+        or (earlier.unit_rows if earlier else _unit_rows(selection, max_length)),
         asked_batch_tokens=batch_tokens,
         packing=packing,
     )
+
+
+def _selection(teacher: Teacher, preset: Preset, earlier: Plan | None) -> Selection:
+    """Where none is named: that of an earlier run, or as many classes as the codec is meant for."""
+    if earlier is not None:
+        return earlier.selection.make()
+    if preset.codec == "sampled":
+        raise InputError(
+            "the codec sampled writes weights of drawn classes; say how many: "
+            "selection=softlabels.Sampled(n) (--draws n)"
+        )
+    return TopK(min(preset.k, teacher.classes))
+
+
+def _check_selection(selection: Selection, teacher: Teacher, temperatures: Sequence[float]) -> None:
+    if isinstance(teacher, LabelTeacher) and not isinstance(selection, TopK):
+        raise InputError(
+            f"the teacher gives no logits, only its likeliest classes, and {selection!r} needs "
+            "logits; choose softlabels.TopK(k) (--k)"
+        )
+    if selection.sampled and temperatures:
+        raise InputError(
+            f"weights of drawn classes are right at T = 1 alone, and temperatures is "
+            f"{tuple(temperatures)}; leave it out, or choose TopK"
+        )
+
+
+def _unit_rows(selection: Selection, max_length: int) -> int:
+    """As many as there are by default, or fewer of wide labels, which are held in memory."""
+    return max(1, min(DEFAULT_UNIT_ROWS, _UNIT_BYTES // (_ENTRY_BYTES * selection.k * max_length)))
 
 
 def _special_tokens(
@@ -237,10 +275,9 @@ def _check_told(tells: Sequence[float] | None, temperatures: Sequence[float]) ->
 
 
 def _check_before_loading(
-    teacher: Teacher, selection: TopK, preparation: Preparation, temperatures: Sequence[float]
+    teacher: Teacher, preparation: Preparation, temperatures: Sequence[float]
 ) -> None:
     """What can be known to fail before weights are loaded."""
-    selection.check_classes(teacher.classes)
     if len(set(temperatures)) != len(temperatures):
         raise InputError(f"temperatures {tuple(temperatures)} name one twice; name each once")
     for temperature in temperatures:

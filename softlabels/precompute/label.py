@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from softlabels import selection
 from softlabels.errors import LabellingError, SoftLabelsError, TeacherError, quoted
 from softlabels.inputs.digests import DIGEST_TYPE, input_digests, prepared_digest, unit_digest
 from softlabels.inputs.prepare import Windows, prepare
@@ -24,9 +25,10 @@ from softlabels.labelset.probes import Probes, choose
 from softlabels.labelset.records import Records, join
 from softlabels.labelset.shard import UnitSummary
 from softlabels.precompute.batches import bucketed, packed, padded, rows_of_many
-from softlabels.precompute.room import Coming, Dense, Room
+from softlabels.precompute.room import Coming, Dense, Room, sent
 from softlabels.progress import NOTHING_SEEN, Seen
-from softlabels.selection import TopK
+from softlabels.selection import Selection
+from softlabels.selection.uniforms import uniforms
 from softlabels.teachers import LabelTeacher, Teacher
 
 logger = logging.getLogger(__name__)
@@ -66,12 +68,14 @@ class Prepared:
         digest: of the whole unit's input.
         windows: its token ids, a window a record.
         identity: see `Records.identity`.
+        uniforms: what a sampled selection draws by at each token, float64, (tokens,); else None.
     """
 
     unit: Unit
     digest: str
     windows: Windows
     identity: pa.Table
+    uniforms: NDArray[np.float64] | None
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ class Labeller:
     """
 
     teacher: Teacher
-    selection: TopK
+    selection: Selection
     plan: Plan
     on_error: OnError
     advance: Callable[[int, int, Seen], None] = lambda *_: None
@@ -121,7 +125,12 @@ class Labeller:
         )
         if getattr(self.teacher, "positions", "every") == "first":
             windows = windows.first_tokens()
-        return Prepared(unit, whole, windows, _identity(windows, unit, digests))
+        identity = _identity(windows, unit, digests)
+        numbers = None
+        if self.selection.sampled:
+            seed = self.selection.settings["seed"]
+            numbers = uniforms(seed, identity, windows.lengths)
+        return Prepared(unit, whole, windows, identity, numbers)
 
     def __call__(self, prepared: Prepared, probes: int = 0) -> Labelled:
         """Label a unit.
@@ -135,7 +144,7 @@ class Labeller:
         unit, windows = prepared.unit, prepared.windows
         rejects = [_reject(unit, row, 0, reason) for row, reason in windows.rejects]
         rejects += [self._failure(unit, row, 0, reason) for row, reason in windows.failures]
-        labels, dense, failures = self._label(windows, probes, unit.number)
+        labels, dense, failures = self._label(prepared, probes)
         for record, reason in sorted(failures.items()):
             row, part = int(windows.rows[record]), int(windows.parts[record])
             rejects.append(self._failure(unit, row, part, reason))
@@ -150,26 +159,26 @@ class Labeller:
         kept = dense.probes(windows, failures.keys())
         return Labelled(drop(records, failures.keys()), summary, kept)
 
-    def _label(
-        self, windows: Windows, probes: int, seed: int
-    ) -> tuple[SoftLabels, Dense, dict[int, str]]:
+    def _label(self, prepared: Prepared, probes: int) -> tuple[SoftLabels, Dense, dict[int, str]]:
         """Labels of every wanted position, dense ones, and why some records have none.
 
         A batch that does not fit into memory begins the unit again with half as many tokens, so
         that which batches made its labels depends on what fits and not on when it did not.
         """
-        tokens = self.plan.batch_tokens
+        windows, tokens = prepared.windows, self.plan.batch_tokens
+        wanted = int(windows.wanted.sum())
         while True:
             out = Room(
-                int(windows.wanted.sum()),
+                wanted,
                 self.selection.k,
                 self.plan.temperatures,
+                sampled=self.selection.sampled,
                 keep_logits=self.keep_logits,
                 logits_known=self.plan.teacher.logits_known,
             )
-            dense = Dense(choose(int(windows.wanted.sum()), probes, seed))
+            dense = Dense(choose(wanted, probes, prepared.unit.number))
             try:
-                failures = self._label_batches(windows, tokens, out, dense)
+                failures = self._label_batches(prepared, tokens, out, dense)
                 return out.labels, dense, failures
             except torch.OutOfMemoryError as error:
                 longest = int(windows.lengths.max())
@@ -186,8 +195,9 @@ class Labeller:
                 torch.cuda.empty_cache()
 
     def _label_batches(
-        self, windows: Windows, batch_tokens: int, out: Room, dense: Dense
+        self, prepared: Prepared, batch_tokens: int, out: Room, dense: Dense
     ) -> dict[int, str]:
+        windows = prepared.windows
         total = len(windows.token_ids)
         failures: dict[int, str] = {}
         late: deque[tuple[int, list[Coming]]] = deque()
@@ -199,10 +209,10 @@ class Labeller:
         for records, inputs in self._batches(windows, batch_tokens):
             coming: list[Coming] = []
             try:
-                coming = self._run(windows, records, inputs, dense)
+                coming = self._run(prepared, records, inputs, dense)
             except _TeacherRaised as error:
                 # One record's fault must not cost the others of its batch: try each alone.
-                failures |= self._run_each(windows, records, out, dense, error)
+                failures |= self._run_each(prepared, records, out, dense, error)
             late.append((int(windows.lengths[records].sum()), coming))
             # What an accelerator gave is copied while it computes the next batch.
             while len(late) > any(part.on_its_way for part in coming):
@@ -228,15 +238,21 @@ class Labeller:
             held = rows[start : start + together]
             yield np.concatenate(held), packed(windows, held)
 
-    def _run(self, windows: Windows, records: Int64s, inputs: Inputs, dense: Dense) -> list[Coming]:
+    def _run(
+        self, prepared: Prepared, records: Int64s, inputs: Inputs, dense: Dense
+    ) -> list[Coming]:
         """Label one batch."""
+        windows = prepared.windows
         tokens = windows.tokens_of(records)
         tokens = tokens[windows.wanted[tokens]]
         where = torch.from_numpy(np.cumsum(windows.wanted)[tokens] - 1)
         hard = torch.from_numpy(self._hard_labels(windows)[tokens])
+        numbers = None
+        if prepared.uniforms is not None:
+            numbers = torch.from_numpy(prepared.uniforms[tokens])
         given, coming = 0, []
         with torch.no_grad():
-            for labels, logits in self._answers(inputs, hard):
+            for labels, logits in self._answers(inputs, hard, numbers):
                 rows = slice(given, given + len(labels))
                 given = rows.stop
                 if given > len(where):
@@ -259,7 +275,9 @@ class Labeller:
             return windows.token_ids
         return windows.hard_labels
 
-    def _answers(self, inputs: Inputs, hard: Tensor) -> Iterator[tuple[SoftLabels, Tensor | None]]:
+    def _answers(
+        self, inputs: Inputs, hard: Tensor, numbers: Tensor | None
+    ) -> Iterator[tuple[SoftLabels, Tensor | None]]:
         """Labels of the wanted positions, and the logits they come from where there are any."""
         input_ids, wanted, padding, *places = inputs
         if isinstance(self.teacher, LabelTeacher):
@@ -273,9 +291,15 @@ class Labeller:
         left = len(hard)
         for logits in _watched(self.teacher.logits(input_ids, wanted, padding=padding, **packing)):
             self._check_shape(logits, rows_left=left)
-            given = hard[len(hard) - left :][: len(logits)].to(logits.device)
+            rows = slice(len(hard) - left, len(hard) - left + len(logits))
             left -= len(logits)
-            yield self.selection(logits, given, temperatures=self.plan.temperatures), logits
+            labels = self.selection(
+                logits,
+                sent(hard[rows], logits.device),
+                temperatures=self.plan.temperatures,
+                uniforms=None if numbers is None else sent(numbers[rows], logits.device),
+            )
+            yield labels, logits
 
     def _check_shape(self, logits: torch.Tensor, *, rows_left: int) -> None:
         classes = self.plan.teacher.classes
@@ -287,7 +311,7 @@ class Labeller:
 
     def _run_each(
         self,
-        windows: Windows,
+        prepared: Prepared,
         records: NDArray[np.int64],
         out: Room,
         dense: Dense,
@@ -297,7 +321,7 @@ class Labeller:
         for record in records:
             try:
                 alone = np.asarray([record])
-                _put(self._run(windows, alone, padded(windows, alone), dense), out)
+                _put(self._run(prepared, alone, padded(prepared.windows, alone), dense), out)
             except _TeacherRaised as error:
                 failures[int(record)] = str(error)
         if not failures:
@@ -387,6 +411,8 @@ def _identity(windows: Windows, unit: Unit, digests: list[bytes]) -> pa.Table:
 
 
 def _records(windows: Windows, labels: SoftLabels, identity: pa.Table, plan: Plan) -> Records:
+    if plan.selection.name == selection.Dense.name and plan.make_codec().ordered:
+        labels = labels.sorted()
     counted = np.concatenate([[0], np.cumsum(windows.wanted)])
     return Records(
         identity=identity,

@@ -13,25 +13,27 @@ from softlabels.inputs.sources import Source
 from softlabels.labels import SoftLabels
 from softlabels.labelset.plan import Plan
 from softlabels.precompute.label import Labeller, Unit
-from softlabels.selection import TopK
+from softlabels.selection import Dense, Selection, TopK
 from softlabels.teachers import Teacher
 
 # Some 1,024 positions, of many samples: which classes are frequent depends on the text more than
 # on how much context came before, and more positions change little.
 _ROWS, _TOKENS = 64, 16
+# Of dense labels: which classes are frequent shows in the likeliest ones.
+_FREQUENT = 1024
 
 
 def pilot(source: Source, plan: Plan, teacher: Teacher) -> SoftLabels:
     """Labels of the beginnings of a seeded sample of the data, with their raw logits.
 
     Args:
-        plan: with any codec; its preparation is shortened, its selection kept.
+        plan: with any codec; its preparation is shortened, its selection kept but for a dense one.
 
     Returns:
         batch shape (positions,); none for a stream, which can be read only once.
     """
     if source.read is None or source.rows is None:
-        nothing = torch.empty(0, plan.selection.k)
+        nothing = torch.empty(0, 1)
         return SoftLabels(ids=nothing.long(), log_probs=nothing)
     chosen = np.random.default_rng(0).choice(
         source.rows, min(_ROWS, source.rows), replace=False, shuffle=False
@@ -45,12 +47,15 @@ def pilot(source: Source, plan: Plan, teacher: Teacher) -> SoftLabels:
             "assistant_only": False,
         }
     )
+    selection = plan.selection.make()
+    if isinstance(selection, Dense):
+        selection = TopK(min(selection.k, _FREQUENT))
     label = Labeller(
         teacher,
-        TopK(plan.selection.k),
+        selection,
         plan.model_copy(update={"preparation": short}),
         "skip",
-        keep_logits=plan.teacher.logits_known,
+        keep_logits=plan.teacher.logits_known and not selection.sampled,
     )
     return label(label.prepare(Unit(0, table, source.keys(table, 0)))).records.labels
 
@@ -64,7 +69,7 @@ _LEAST_TRIED, _DOUBLED = 2048, 7
 _WORTH = 1.05
 
 
-def find_batch_tokens(teacher: Teacher, selection: TopK, *, length: int) -> int:
+def find_batch_tokens(teacher: Teacher, selection: Selection, *, length: int) -> int:
     """Padded tokens of a batch at which an accelerator is nearly as fast as it gets.
 
     Args:
@@ -96,7 +101,7 @@ def fastest(sizes: Sequence[int], rate: Callable[[int], float]) -> int:
 
 
 @torch.no_grad()
-def _tokens_per_s(teacher: Teacher, selection: TopK, length: int, size: int) -> float:
+def _tokens_per_s(teacher: Teacher, selection: Selection, length: int, size: int) -> float:
     """Of random token ids, the second time that they are labelled."""
     rows = size // length
     ids = torch.randint(min(teacher.classes, _FEW_IDS), (rows, length))
@@ -109,6 +114,8 @@ def _tokens_per_s(teacher: Teacher, selection: TopK, length: int, size: int) -> 
         began = time.perf_counter()
         for logits in teacher.logits(ids, wanted, padding=none):
             hard = torch.full((len(logits),), -1, device=logits.device)
-            selection(logits, hard, temperatures=(1.0,)).to("cpu")
+            temperatures = () if selection.sampled else (1.0,)
+            half = torch.full(hard.shape, 0.5, dtype=torch.float64, device=logits.device)
+            selection(logits, hard, temperatures=temperatures, uniforms=half).to("cpu")
         seconds = time.perf_counter() - began
     return rows * length / seconds

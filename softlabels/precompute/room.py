@@ -19,6 +19,7 @@ class Room:
     """A unit's labels while they are put there; NaN before.
 
     Args:
+        sampled: the entries have weights.
         keep_logits: hold the raw logits too, in the dtype of the first that come.
         logits_known: the teacher gives logits, which have a logsumexp.
     """
@@ -29,6 +30,7 @@ class Room:
         k: int,
         temperatures: tuple[float, ...],
         *,
+        sampled: bool = False,
         keep_logits: bool,
         logits_known: bool,
     ) -> None:
@@ -44,6 +46,7 @@ class Room:
             temperatures=temperatures,
             hard_log_probs=unknown(),
             logits=unknown(k) if keep_logits else None,
+            sampled=sampled,
         )
 
     def put(self, where: torch.Tensor, labels: SoftLabels) -> None:
@@ -74,6 +77,13 @@ class Room:
         if self.labels.logsumexp is not None:
             return torch.isfinite(self.labels.logsumexp)
         return ~self.labels.log_probs.isnan().any(-1)
+
+
+def sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Values of the CPU on a device. Nobody waits for CUDA's own work, as a plain copy would."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 class Coming:

@@ -25,7 +25,7 @@ from softlabels.precompute.job import Job, settle
 from softlabels.precompute.label import Labelled, Labeller, OnError, Prepared, Unit
 from softlabels.precompute.pipeline import Ahead, Behind
 from softlabels.progress import Seen, Tracker, shown
-from softlabels.selection import TopK
+from softlabels.selection import Selection
 
 
 def precompute(
@@ -33,7 +33,7 @@ def precompute(
     teacher: Any,
     out: str | os.PathLike[str],
     *,
-    selection: TopK | None = None,
+    selection: Selection | None = None,
     column: str = "text",
     key: str | None = None,
     max_length: int = 512,
@@ -62,8 +62,9 @@ def precompute(
         teacher: a model's Hub name, folder or GGUF file, a server's address, a transformers model,
             or a teacher (see `softlabels.teachers`).
         out: a folder, new, empty or from an earlier run.
-        selection: which classes are kept; the plan's when resuming without a codec, else
-            `TopK(64)`, `TopK(8)` for the codec "tiny", or all of fewer classes.
+        selection: which classes are kept: `TopK(k)`, `TopP(p, max_k)`, `Sampled(n)` or `Dense()`;
+            the plan's when resuming without a codec, else `TopK(64)`, `TopK(8)` for the codec
+            "tiny", or all of fewer classes.
         column: what is labelled: text, chat messages, or ready token ids, by its type.
         key: the column that names samples, string or integer, unique; row numbers by default.
         max_length: tokens in a record at most.
@@ -72,11 +73,11 @@ def precompute(
             drops their end, "reject" notes them in the rejects table, "raise" stops.
         assistant_only: of messages, label only what predicts the assistant's tokens.
         temperatures: where the mass of the classes not kept is stored, for losses at these T:
-            1, 2 and 4, or what a teacher without logits can tell.
+            1, 2 and 4, or what a teacher without logits can tell; none for `Sampled`.
         codec: how entries are written: "compact", a third of float32's bytes for an added KL of
             1.2e-4 nats at k = 64; "tiny", the same for k = 8 by default; "lossless", the logits
-            bit for bit; "plain", float32 lists that anyone can read. The plan's when resuming, else
-            "compact".
+            bit for bit; "plain", float32 lists that anyone can read; "sampled" for `Sampled`, and
+            for that alone. The plan's when resuming, else "compact".
         store_inputs: keep the token ids in the set, so that it can be trained on by itself.
         probes: keep the dense logits of so many positions, spread over the data, bit for bit: a
             sample to measure the set against when the teacher is gone. 4 bytes a class each.

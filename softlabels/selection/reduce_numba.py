@@ -6,8 +6,9 @@ between; nothing of its size is written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from softlabels.selection.reduce_torch import squarings
 # A thread for fewer rows would cost more to start than it saves.
 _LEAST_ROWS = 8
 # Values of a row that are exponentiated together, in the first-level cache.
-_CHUNK = 1024
+CHUNK = 1024
 _BLOCKS = 16
 _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 _LOG2_E = np.float32(1.4426950408889634)
@@ -42,29 +43,30 @@ def reduce(
         np.empty((rows, len(temperatures)), np.float32),
     )
     at, squares = np.asarray(temperatures, np.float32), np.asarray(squarings(temperatures))
-    threads = max(1, min(torch.get_num_threads(), rows // _LEAST_ROWS))
-    bounds = np.linspace(0, rows, threads + 1).astype(int)
-
-    def share(part: int) -> None:
-        held = slice(bounds[part], bounds[part + 1])
-        _reduce(z[held], at, squares, *(array[held] for array in out))
-
-    if threads == 1:
-        share(0)
-    else:
-        with ThreadPoolExecutor(threads - 1) as pool:
-            others = pool.map(share, range(1, threads))
-            share(0)
-            list(others)
+    shared(rows, lambda held: _reduce(z[held], at, squares, *(array[held] for array in out)))
     values, ids, rest_max, sums = map(torch.from_numpy, out)
     return values, ids, rest_max, sums
 
 
-def _compiled(function: Any, **options: Any) -> Any:
+def shared(rows: int, work: Callable[[slice], None]) -> None:
+    """Some rows to each of torch's threads."""
+    threads = max(1, min(torch.get_num_threads(), rows // _LEAST_ROWS))
+    bounds = np.linspace(0, rows, threads + 1).astype(int).tolist()
+    first, *others = (slice(*ends) for ends in pairwise(bounds))
+    if not others:
+        work(first)
+        return
+    with ThreadPoolExecutor(len(others)) as pool:
+        running = pool.map(work, others)
+        work(first)
+        list(running)
+
+
+def compiled(function: Any, **options: Any) -> Any:
     return njit(nogil=True, cache=True, boundscheck=False, **options)(function)
 
 
-@_compiled
+@compiled
 def _keys(values: NDArray[np.float32], out: NDArray[np.int32]) -> None:
     """Integers in the order of the values; both zeros are one."""
     zero, above = np.float32(0), np.int32(31)
@@ -73,7 +75,7 @@ def _keys(values: NDArray[np.float32], out: NDArray[np.int32]) -> None:
         out[i] = bits[i] ^ ((bits[i] >> above) & np.int32(0x7FFFFFFF))
 
 
-@_compiled
+@compiled
 def _values(keys: NDArray[np.int32], out: NDArray[np.float32]) -> None:
     """The inverse of `_keys`."""
     bits = out.view(np.int32)
@@ -81,7 +83,7 @@ def _values(keys: NDArray[np.int32], out: NDArray[np.float32]) -> None:
         bits[i] = keys[i] ^ ((keys[i] >> np.int32(31)) & np.int32(0x7FFFFFFF))
 
 
-@_compiled
+@compiled
 def _count(keys: NDArray[np.int32], least: np.int32) -> int:
     found = np.int32(0)
     for i in range(len(keys)):
@@ -89,7 +91,7 @@ def _count(keys: NDArray[np.int32], least: np.int32) -> int:
     return int(found)
 
 
-@_compiled
+@compiled
 def _threshold(keys: NDArray[np.int32], wanted: int, enough: int) -> np.int32:
     """A key that at least `wanted` reach, and no more than `enough` unless they are equal."""
     low, high = np.int64(keys.min()), np.int64(keys.max()) + 1
@@ -105,7 +107,7 @@ def _threshold(keys: NDArray[np.int32], wanted: int, enough: int) -> np.int32:
     return np.int32(low)
 
 
-def _exponentials(
+def exponentials(
     x: NDArray[np.float32],
     power: NDArray[np.int32],
     scale: NDArray[np.float32],
@@ -130,10 +132,10 @@ def _exponentials(
         x[i] = np.float32(0) if x[i] < _LEAST_EXPONENT else poly[i] * scale[i]
 
 
-_exponentials = _compiled(_exponentials, fastmath={"contract"})
+exponentials = compiled(exponentials, fastmath={"contract"})
 
 
-def _sum(x: NDArray[np.float32]) -> np.float32:
+def sum_of(x: NDArray[np.float32]) -> np.float32:
     total = np.float32(0)
     for i in range(len(x)):
         total += x[i]
@@ -151,11 +153,11 @@ def _square_sum(x: NDArray[np.float32]) -> np.float32:
 
 
 # In an order of their own, so that many are added at once.
-_sum = _compiled(_sum, fastmath={"reassoc"})
-_square_sum = _compiled(_square_sum, fastmath={"reassoc"})
+sum_of = compiled(sum_of, fastmath={"reassoc"})
+_square_sum = compiled(_square_sum, fastmath={"reassoc"})
 
 
-@_compiled
+@compiled
 def _reduce(
     logits: NDArray[np.float32],
     temperatures: NDArray[np.float32],
@@ -175,8 +177,8 @@ def _reduce(
     found = np.empty(classes, np.int64)
     found_values, found_keys = np.empty(classes, np.float32), np.empty(classes, np.int32)
     packed = np.empty(classes, np.uint64)
-    shifted, poly = np.empty(_CHUNK, np.float32), np.empty(_CHUNK, np.float32)
-    power = np.empty(_CHUNK, np.int32)
+    shifted, poly = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
+    power = np.empty(CHUNK, np.int32)
     scale = power.view(np.float32)
     totals = np.empty(len(temperatures), np.float64)
     for row in range(rows):
@@ -226,8 +228,8 @@ def _reduce(
         kept = np.sort(ids[row])
         totals[:] = 0
         taken = 0
-        for start in range(0, classes, _CHUNK):
-            held = z[start : start + _CHUNK]
+        for start in range(0, classes, CHUNK):
+            held = z[start : start + CHUNK]
             size = len(held)
             x, until = shifted[:size], taken
             while until < k and kept[until] < start + size:
@@ -243,8 +245,8 @@ def _reduce(
                     x[i] = (held[i] - shift) * factor
                 for i in range(taken, until):
                     x[kept[i] - start] = -np.inf
-                _exponentials(x, power[:size], scale[:size], poly[:size])
-                totals[step] += np.float64(_sum(x))
+                exponentials(x, power[:size], scale[:size], poly[:size])
+                totals[step] += np.float64(sum_of(x))
             taken = until
         for step in range(len(temperatures)):
             sums[row, step] = np.float32(totals[step])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -36,22 +36,43 @@ class TopK:
     k: int
     name: ClassVar[str] = "top_k"
     algorithm: ClassVar[str] = "block-max/1; ties by ascending id"
+    sampled: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.k, int) or isinstance(self.k, bool) or self.k < 1:
             raise InputError(f"TopK: k is {self.k!r}; it must be a whole number, at least 1")
 
-    def check_classes(self, classes: int) -> None:
-        """Raise `InputError` when a teacher of so many classes cannot give k of them."""
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a plan records beside k."""
+        return {}
+
+    @classmethod
+    def of(cls, k: int, settings: Mapping[str, Any]) -> Self:
+        """The selection that a plan describes."""
+        return cls(k)
+
+    def for_classes(self, classes: int) -> Self:
+        """This selection; raises `InputError` when there are fewer classes than k."""
         if self.k > classes:
             raise InputError(
                 f"k = {self.k} is more than the teacher's {classes} classes; "
                 f"choose k between 1 and {classes}"
             )
+        return self
+
+    def words(self, classes: int) -> str:
+        """What is kept, for people."""
+        return f"top {self.k} of {classes:,} classes"
 
     @torch.no_grad()
     def __call__(
-        self, logits: Tensor, hard_labels: Tensor, *, temperatures: Sequence[float]
+        self,
+        logits: Tensor,
+        hard_labels: Tensor,
+        *,
+        temperatures: Sequence[float],
+        uniforms: Tensor | None = None,
     ) -> SoftLabels:
         """Reduce logits to labels, in float32 whatever their dtype.
 
@@ -59,6 +80,7 @@ class TopK:
             logits: float, shape (N, V). −inf forbids a class; NaN and +inf are not checked here.
             hard_labels: int64, shape (N,); −1 where there is none.
             temperatures: where the log tail mass is computed.
+            uniforms: not used: nothing is left to chance.
 
         Returns:
             batch shape (N,), on the logits' device.
@@ -66,8 +88,8 @@ class TopK:
         Raises:
             InputError: shapes that do not fit, k > V, or a temperature that is not positive.
         """
-        self._check(logits, hard_labels, temperatures)
         classes = logits.shape[-1]
+        check(self.for_classes(classes).name, logits, hard_labels, temperatures)
         # Every value of a narrower dtype is a float32, and turns back into the same bits.
         narrow = logits.dtype if logits.dtype.itemsize <= 4 else torch.float32
         at = sorted({1.0, *temperatures}, reverse=True)
@@ -91,22 +113,29 @@ class TopK:
             classes=classes,
         )
 
-    def _check(self, logits: Tensor, hard_labels: Tensor, temperatures: Sequence[float]) -> None:
-        if logits.ndim != 2 or hard_labels.shape != logits.shape[:1]:
-            raise InputError(
-                f"TopK: logits have shape {tuple(logits.shape)} and hard_labels "
-                f"{tuple(hard_labels.shape)}; expected (N, V) and (N,)"
-            )
-        self.check_classes(logits.shape[-1])
-        for temperature in temperatures:
-            if not 0 < temperature < math.inf:
-                raise InputError(f"temperature {temperature} is not a positive number")
+
+def check(name: str, logits: Tensor, hard_labels: Tensor, temperatures: Sequence[float]) -> None:
+    """Refuse what no selection takes.
+
+    Raises:
+        InputError: shapes that do not fit, or a temperature that is not positive.
+    """
+    if logits.ndim != 2 or hard_labels.shape != logits.shape[:1]:
+        raise InputError(
+            f"{name}: logits have shape {tuple(logits.shape)} and hard_labels "
+            f"{tuple(hard_labels.shape)}; expected (N, V) and (N,)"
+        )
+    for temperature in temperatures:
+        if not 0 < temperature < math.inf:
+            raise InputError(f"temperature {temperature} is not a positive number")
 
 
 def _reduce(
     logits: Tensor, k: int, temperatures: Sequence[float]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`reduce_torch.reduce` of logits of any dtype, a block of rows at a time."""
+    if logits.is_cuda:
+        return on_cuda()(logits, k, temperatures)
     reduce, block_bytes = reduce_torch.reduce, math.inf
     if logits.device.type == "cpu":
         reduce, block_bytes = on_cpu()
@@ -126,3 +155,15 @@ def on_cpu() -> tuple[Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]], int]
     except (ImportError, RuntimeError):  # not installed, or nowhere to keep what it compiles
         return reduce_torch.reduce, CACHED_BYTES
     return reduce_numba.reduce, SHARED_BYTES
+
+
+@cache
+def on_cuda() -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """What reduces on a CUDA device, logits of any dtype."""
+    try:
+        from softlabels.selection import reduce_triton
+
+        reduce_triton.reduce(torch.zeros(1, 4096, device="cuda"), 1, (1.0,))
+    except (ImportError, RuntimeError):  # not installed, or no compiler for what launches it
+        return reduce_torch.reduce
+    return reduce_triton.reduce

@@ -405,7 +405,7 @@ def test_a_dictionary_survives_json_and_without_one_older_json_still_reads() -> 
 def test_in_blocks_the_bytes_are_those_of_all_at_once(case: Case) -> None:
     whole = case.table
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packed, "_BLOCK_POSITIONS", 3)
+        patch.setattr(packed, "_BLOCK_ENTRIES", 3 * case.codec.k)
         assert case.table.equals(whole)
 
 
@@ -416,7 +416,7 @@ def test_a_block_may_end_inside_a_record_or_with_it(
 ) -> None:
     case = make(70_000, 5, counts, seed=16, unused=unused)
     whole = case.table
-    monkeypatch.setattr(packed, "_BLOCK_POSITIONS", 3)
+    monkeypatch.setattr(packed, "_BLOCK_ENTRIES", 3 * case.codec.k)
     assert case.table.equals(whole)
     check_same(case.codec.decode(case.table)[0], case.codec.decode(whole)[0])
 

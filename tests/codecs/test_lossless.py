@@ -486,5 +486,5 @@ def test_the_bytes_of_a_record_are_those_of_the_format() -> None:
 def test_in_blocks_the_bytes_are_those_of_all_at_once(case: Case) -> None:
     whole = case.table
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packed, "_BLOCK_POSITIONS", 3)
+        patch.setattr(packed, "_BLOCK_ENTRIES", 3 * case.codec.k)
         assert case.table.equals(whole)

@@ -129,7 +129,7 @@ def test_tiny_means_eight_entries_where_no_selection_is_given(
     labels = precompute(tmp_path / "set", codec="tiny", selection=None)
     assert (labels.plan.selection.k, labels.plan.codec["name"]) == (8, "compact")
     assert precompute(tmp_path / "three", codec="tiny").plan.selection.k == 3
-    with pytest.raises(sl.errors.InputError, match=r"sampled.*TopK.*lossless"):
+    with pytest.raises(sl.errors.InputError, match=r"gives probabilities.*lossless"):
         precompute(tmp_path / "none", codec="sampled")
 
 
