@@ -47,12 +47,18 @@ def _table(choices: tuple[Choice, ...], temperature: float) -> Table:
         table.add_row(
             choice.codec,
             f"{choice.k}",
-            f"{choice.mass_kept:.2%}",
+            "drawn" if choice.mass_kept is None else f"{choice.mass_kept:.2%}",
             f"{choice.bytes_per_position:.1f}",
             _size(choice.bytes.mean),
-            "0" if abs(choice.added_kl) < 1e-7 else f"{choice.added_kl:.1e}",
+            _added(choice.added_kl),
         )
     return table
+
+
+def _added(kl: float | None) -> str:
+    if kl is None:
+        return "none in the mean"
+    return "0" if abs(kl) < 1e-7 else f"{kl:.1e}"
 
 
 def _interval(estimate: Estimate, words: object) -> str:

@@ -36,20 +36,26 @@ class Choice(BaseModel):
 
     Attributes:
         k, codec: the choice.
-        mass_kept: mean probability of the classes kept, at T = 1.
+        mass_kept: mean probability of the classes kept, at T = 1; None of drawn ones.
         bytes_per_position: of the shards, token ids and identities included.
         bytes: of the whole set: its shards, and its probes where it has any.
         added_kl: nats that storing adds, the tail as one class; mean, at `Forecast.kl_temperature`.
+            None of drawn classes, whose weights are right in the mean alone.
     """
 
     model_config = ConfigDict(frozen=True)
 
     k: int
     codec: str
-    mass_kept: float
+    mass_kept: float | None
     bytes_per_position: float
     bytes: Estimate
-    added_kl: float
+    added_kl: float | None
+
+    @property
+    def mass(self) -> float:
+        """What the entries stand for: of drawn ones all of it."""
+        return 1.0 if self.mass_kept is None else self.mass_kept
 
 
 def advice(
@@ -68,12 +74,13 @@ def advice(
         shares: of the time that the stages take, by name.
         rejects, rows: of the sample.
     """
-    yield _of_entries(chosen, choices)
-    if chosen.codec == "plain":
+    if len(choices) > 1:
+        yield _of_entries(chosen, choices)
+    if chosen.codec == "plain" and ("compact", chosen.k) in choices:
         same = choices["compact", chosen.k]
         yield (
             f"compact would take {same.bytes.mean / chosen.bytes.mean:.0%} of plain's bytes and "
-            f"add {same.added_kl:.1e} nats"
+            f"add {same.added_kl or 0:.1e} nats"
         )
     slowest = max(shares, key=lambda name: shares[name])
     if slowest == "teacher":
@@ -92,21 +99,21 @@ def _of_entries(chosen: Choice, choices: Mapping[tuple[str, int], Choice]) -> st
         choices["compact", chosen.k]
     ]
     enough = next(
-        (small for small, large in pairwise(compact) if large.mass_kept - small.mass_kept < _WORTH),
+        (small for small, large in pairwise(compact) if large.mass - small.mass < _WORTH),
         compact[-1],
     )
-    kept = f"k = {chosen.k} keeps {chosen.mass_kept:.1%} of the mass"
-    if chosen.mass_kept >= 1 - _WORTH and chosen.k <= enough.k:
+    kept = f"k = {chosen.k} keeps {chosen.mass:.1%} of the mass"
+    if chosen.mass >= 1 - _WORTH and chosen.k <= enough.k:
         return f"{kept}: nothing is left to gain"
-    if chosen.mass_kept - enough.mass_kept >= _WORTH or enough.k == chosen.k:
+    if chosen.mass - enough.mass >= _WORTH or enough.k == chosen.k:
         return f"{kept}, and every doubling on the way there adds more than half a percent"
     if enough.k < chosen.k:
         return (
-            f"k = {enough.k} keeps {enough.mass_kept:.1%} of the mass, k = {chosen.k} "
-            f"{chosen.mass_kept:.1%} at {chosen.bytes.mean / enough.bytes.mean:.1f} times the "
+            f"k = {enough.k} keeps {enough.mass:.1%} of the mass, k = {chosen.k} "
+            f"{chosen.mass:.1%} at {chosen.bytes.mean / enough.bytes.mean:.1f} times the "
             "bytes: fewer entries would do"
         )
     return (
-        f"{kept}, k = {enough.k} {enough.mass_kept:.1%} for "
+        f"{kept}, k = {enough.k} {enough.mass:.1%} for "
         f"{enough.bytes.mean / chosen.bytes.mean:.1f} times as much"
     )

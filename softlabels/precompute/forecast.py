@@ -6,7 +6,6 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +15,18 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from softlabels import codecs
-from softlabels.codecs import Codec
 from softlabels.errors import InputError
 from softlabels.inputs.sources import chunks
-from softlabels.labels import SoftLabels
 from softlabels.labelset import probes
-from softlabels.labelset.records import Records, schema
-from softlabels.labelset.shard import Shard, UnitSummary, write
 from softlabels.precompute.advice import OFFERED, Choice, Estimate, advice
-from softlabels.precompute.job import Job, settle
+from softlabels.precompute.choices import Sample, codecs_for, kl_temperature, weigh
+from softlabels.precompute.job import Job, rows_in_memory, settle
 from softlabels.precompute.label import Labeller, Unit
-from softlabels.precompute.pilot import pilot
 from softlabels.progress import Tracker, shown
 from softlabels.selection import TopK
 from softlabels.teachers import LabelTeacher
 
 DEFAULT_SAMPLE_ROWS = 256
-_CODECS = ("compact", "lossless", "plain")
 _NORMAL_95 = 1.96
 
 
@@ -89,7 +82,7 @@ def plan(
 
     Args:
         data, teacher: as `softlabels.precompute`.
-        sample: rows that are labelled.
+        sample: rows that are labelled; fewer where labels are so wide that they fill the memory.
         seed: which.
         progress: show it on standard error; None shows it in a terminal only.
         settings: the other arguments of `softlabels.precompute`.
@@ -108,17 +101,12 @@ def plan(
             "plan needs data of known length with random access, at least one row, and this is a "
             "stream or empty; pass a Dataset or files, or a part of the stream as a list"
         )
-    if not isinstance(job.selection, TopK):
+    if job.codec_name not in codecs_for(job):
         raise InputError(
-            f"plan weighs codecs and how many of the likeliest classes to keep, and the selection "
-            f"is {job.selection!r}; leave it out, or label a few rows (limit=) and look at "
-            "`softlabels info`"
+            f"the codec {job.codec_name} keeps logits, and the teacher gives none; choose another "
+            "codec"
         )
-    name = job.codec or codecs.DEFAULT
-    if name not in _codecs(job):
-        raise InputError(
-            f"the codec {name} keeps logits, and the teacher gives none; choose another codec"
-        )
+    sample = min(sample, rows_in_memory(job.selection, job.preparation.max_length))
     random = np.random.default_rng(seed)
     numbers = random.choice(source.rows, min(sample, source.rows), replace=False, shuffle=False)
     with shown(progress, doing="planning") as report:
@@ -131,48 +119,24 @@ def plan(
     return _forecast(job, made)
 
 
-@dataclass
-class _Sample:
-    """A labelled sample.
-
-    Attributes:
-        units: its records, by the work unit that they would make.
-        rejects: of its rows.
-        rows_tokens, rows_positions: of each of its rows, (R,).
-        seconds: by stage.
-        probes, probe_bytes: dense logits that were kept, and what their files take.
-    """
-
-    units: list[Records]
-    rejects: list[dict[str, Any]]
-    rows_tokens: np.ndarray
-    rows_positions: np.ndarray
-    seconds: dict[str, float] = field(default_factory=dict)
-    probes: int = 0
-    probe_bytes: int = 0
-
-    @property
-    def records(self) -> list[Records]:
-        return [unit for unit in self.units if len(unit)]
-
-
-def _label(job: Job, numbers: list[int], tracker: Tracker) -> _Sample:
+def _label(job: Job, numbers: list[int], tracker: Tracker) -> Sample:
     seconds = {"reading": 0.0, "teacher": 0.0, "labels": 0.0}
     classes = job.teacher.classes
-    most = job.selection.k
-    if not isinstance(job.teacher, LabelTeacher):  # a server may allow no more than was asked for
-        most = max(most, min(max(OFFERED), classes))
+    selection = job.selection
+    # A server may allow no more than was asked for.
+    if isinstance(selection, TopK) and not isinstance(job.teacher, LabelTeacher):
+        selection = TopK(max(selection.k, min(max(OFFERED), classes)))
     plan = job.without_codec
     label = Labeller(
         _Timed(job.teacher, seconds, "teacher"),
-        TopK(most),
+        selection,
         plan,
         "skip",
         advance=tracker.advance,
         again=tracker.again,
-        keep_logits=plan.teacher.logits_known,
+        keep_logits=plan.teacher.logits_known and not selection.sampled,
     )
-    made = _Sample([], [], np.zeros(len(numbers)), np.zeros(len(numbers)), seconds)
+    made = Sample([], [], np.zeros(len(numbers)), np.zeros(len(numbers)), seconds)
     assert job.source.read is not None
     for number, rows in enumerate(chunks(len(numbers), plan.unit_rows)):
         began = time.perf_counter()
@@ -203,7 +167,7 @@ def _share_of_probes(job: Job, rows: int) -> int:
     return math.ceil(job.probes * rows / job.source.rows)
 
 
-def _add_probes(made: _Sample, found: probes.Probes | None) -> None:
+def _add_probes(made: Sample, found: probes.Probes | None) -> None:
     if found is None:
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -251,15 +215,15 @@ class _Timed:
         return answers
 
 
-def _forecast(job: Job, made: _Sample) -> Forecast:
+def _forecast(job: Job, made: Sample) -> Forecast:
     rows = job.source.rows
     assert rows is not None
     tokens, positions = (_total(each, rows) for each in (made.rows_tokens, made.rows_positions))
     probe_bytes = 0.0
     if made.probes:
         probe_bytes = min(job.probes, positions.mean) * made.probe_bytes / made.probes
-    choices, writing = _choices(job, made, positions, probe_bytes)
-    chosen = choices[job.codec or codecs.DEFAULT, job.selection.k]
+    choices, writing = weigh(job, made, positions, probe_bytes)
+    chosen = choices[job.codec_name, job.selection.k]
     seconds = made.seconds | {"writing": writing}
     # Reading and writing overlap with the teacher, and cost only what they exceed it by.
     labelling = seconds["teacher"] + seconds["labels"]
@@ -279,57 +243,19 @@ def _forecast(job: Job, made: _Sample) -> Forecast:
         shares=shares,
         batch_tokens=job.batch_tokens,
         probe_bytes=probe_bytes,
-        kl_temperature=_kl_temperature(job),
+        kl_temperature=kl_temperature(job),
         chosen=chosen,
         choices=tuple(choices.values()),
         advice=tuple(advice(chosen, choices, shares, rejects=rejects, rows=sampled)),
     )
 
 
-def _choices(
-    job: Job, made: _Sample, positions: Estimate, probe_bytes: float
-) -> tuple[dict[tuple[str, int], Choice], float]:
-    """Every codec with every k, and the seconds that writing takes as the arguments say."""
-    labels = [unit.labels for unit in made.records]
-    sampled = sum(map(len, labels))
-    learnt = pilot(job.source, _with_k(job, labels[0].k), job.teacher)
-    offered = {k for k in OFFERED if k <= labels[0].k} | {job.selection.k}
-    choices: dict[tuple[str, int], Choice] = {}
-    writing = math.inf
-    for name in _codecs(job):
-        for k in sorted(offered):
-            codec = _codec(job, name, k, learnt)
-            began = time.perf_counter()
-            size, kl = _written(job, made, codec, k)
-            if (name, k) == (job.codec or codecs.DEFAULT, job.selection.k):
-                writing = time.perf_counter() - began
-            choices[name, k] = Choice(
-                k=k,
-                codec=name,
-                mass_kept=_mean([part.top(k).log_probs.exp().sum(-1) for part in labels]),
-                bytes_per_position=size / sampled,
-                bytes=positions.times(size / sampled).plus(probe_bytes),
-                added_kl=kl,
-            )
-    return choices, writing
-
-
-def _perplexity(made: _Sample) -> float | None:
+def _perplexity(made: Sample) -> float | None:
     """Of the hard labels; None where there are none."""
     parts = [unit.labels.hard_log_probs for unit in made.records]
     hard = torch.cat([part for part in parts if part is not None])
     hard = hard[~hard.isnan()]
     return float(torch.exp(-hard.double().mean())) if len(hard) else None
-
-
-def _kl_temperature(job: Job) -> float:
-    declared = job.temperatures
-    return 1.0 if 1.0 in declared or not declared else float(min(declared))
-
-
-def _codecs(job: Job) -> list[str]:
-    known = job.without_codec.teacher.logits_known
-    return [name for name in _CODECS if known or name != "lossless"]
 
 
 def _total(each: np.ndarray, rows: int) -> Estimate:
@@ -340,55 +266,3 @@ def _total(each: np.ndarray, rows: int) -> Estimate:
     mean = float(each.mean())
     low = max(mean - error, float(each.sum()) / rows)
     return Estimate(low=rows * low, mean=rows * mean, high=rows * (mean + error))
-
-
-def _with_k(job: Job, k: int) -> Any:
-    plan = job.without_codec
-    return plan.model_copy(update={"selection": plan.selection.model_copy(update={"k": k})})
-
-
-def _codec(job: Job, name: str, k: int, learnt: SoftLabels) -> Codec:
-    teacher = job.without_codec.teacher
-    needs = codecs.Needs(teacher.classes, k, job.temperatures, teacher.logits_known)
-    return codecs.resolve(name, needs, pilot=lambda: learnt.top(k))
-
-
-def _written(job: Job, made: _Sample, codec: Codec, k: int) -> tuple[int, float]:
-    """Bytes of the sample's shards, and the KL that reading them back adds."""
-    token_ids = job.without_codec.teacher.token_ids
-    token_type = pa.uint16() if token_ids <= 1 << 16 else pa.uint32()
-    columns = schema(job.source.identity.key_type, codec, token_type=token_type)
-    size, nats, positions, temperature = 0, 0.0, 0, _kl_temperature(job)
-    with tempfile.TemporaryDirectory() as folder:
-        for number, unit in enumerate(made.units):
-            labels = unit.labels.top(k)
-            if codec.logits_dtype is None:
-                labels = replace(labels, logits=None)
-            records = replace(unit, labels=labels)
-            path = Path(folder) / f"{number}.parquet"
-            summary = UnitSummary(number, len(records), input_digest="0" * 32)
-            write(path, records, summary, schema=columns, codec=codec, plan_digest="0" * 64)
-            size += path.stat().st_size
-            shard = Shard(path, receipt=None, name=path.name)
-            for group in range(shard.metadata.num_row_groups):
-                found = shard.records(group, codec).labels
-                exact, labels = labels[: len(found)], labels[len(found) :]
-                nats += float(_added_kl(exact, found, temperature).sum())
-                positions += len(found)
-    return size, nats / max(1, positions)
-
-
-def _added_kl(exact: SoftLabels, found: SoftLabels, temperature: float) -> Tensor:
-    """KL(exact ‖ found) at a temperature with the classes not kept as one, (N,)."""
-    sides = []
-    for labels in (exact, found):
-        wide = labels.map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
-        by_id = labels.ids.argsort(-1)
-        entries = wide.log_probs_at(temperature).gather(-1, by_id)
-        sides.append(torch.cat([entries, wide.log_tail(temperature).unsqueeze(-1)], -1))
-    p, q = sides
-    return torch.where(p > -torch.inf, p.exp() * (p - q), 0.0).sum(-1)
-
-
-def _mean(parts: list[Tensor]) -> float:
-    return float(torch.cat(parts).double().mean())

@@ -27,7 +27,7 @@ from softlabels.teachers import LabelTeacher, Teacher, TeacherIdentity, resolve
 
 DEFAULT_TEMPERATURES = (1.0, 2.0, 4.0)
 DEFAULT_UNIT_ROWS = 256
-# An id, a log-prob and a logit; of a unit at most, where the user does not say how many rows.
+# An id, a log-prob and a logit; of a unit, at most.
 _ENTRY_BYTES, _UNIT_BYTES = 16, 2 << 30
 _NO_PACKING = (
     "packing needs a teacher that can keep the records of a row apart, and this one cannot; leave "
@@ -60,6 +60,11 @@ class Job:
     unit_rows: int
     asked_batch_tokens: int | None
     packing: bool
+
+    @property
+    def codec_name(self) -> str:
+        """Of a new set."""
+        return self.codec or ("sampled" if self.selection.sampled else codecs.DEFAULT)
 
     @cached_property
     def batch_tokens(self) -> int:
@@ -195,6 +200,7 @@ def settle(
     # Looked up without running it: a trial of what it can loads weights.
     if packing and inspect.getattr_static(known, "can_pack", None) in (None, False):
         raise InputError(_NO_PACKING)
+    rows = min(DEFAULT_UNIT_ROWS, rows_in_memory(selection, max_length))
     return Job(
         source=source,
         teacher=known,
@@ -206,8 +212,7 @@ def settle(
         store_inputs=store_inputs,
         probes=probes,
         on_error=on_error,
-        unit_rows=unit_rows
-        or (earlier.unit_rows if earlier else _unit_rows(selection, max_length)),
+        unit_rows=unit_rows or (earlier.unit_rows if earlier else rows),
         asked_batch_tokens=batch_tokens,
         packing=packing,
     )
@@ -238,9 +243,9 @@ def _check_selection(selection: Selection, teacher: Teacher, temperatures: Seque
         )
 
 
-def _unit_rows(selection: Selection, max_length: int) -> int:
-    """As many as there are by default, or fewer of wide labels, which are held in memory."""
-    return max(1, min(DEFAULT_UNIT_ROWS, _UNIT_BYTES // (_ENTRY_BYTES * selection.k * max_length)))
+def rows_in_memory(selection: Selection, max_length: int) -> int:
+    """Source rows whose labels may be held at a time, where the user does not say how many."""
+    return max(1, _UNIT_BYTES // (_ENTRY_BYTES * selection.k * max_length))
 
 
 def _special_tokens(

@@ -11,6 +11,7 @@ import torch
 from tables import TableTeacher
 
 import softlabels as sl
+from softlabels.cli.forecast import show_forecast
 from softlabels.errors import InputError
 from softlabels.precompute.advice import Choice, Estimate, advice
 from softlabels.precompute.forecast import _total
@@ -213,3 +214,21 @@ def test_advice_names_a_smaller_codec_what_is_slow_and_what_was_rejected() -> No
     assert codec == "compact would take 20% of plain's bytes and add 1.0e-04 nats"
     assert slow == "writing takes 80% of the time, more than the teacher"
     assert rejects.startswith("2 of 9 rows could not be labelled")
+
+
+@pytest.mark.parametrize(
+    "selection", [sl.TopP(0.7, 8), sl.Sampled(5), sl.Sampled(5, 0), sl.Dense()], ids=repr
+)
+def test_another_selection_is_forecast_as_it_is(
+    tmp_path: Path, teacher_dir: Path, many: list[dict[str, Any]], selection: Any
+) -> None:
+    some, options = many[:40], SETTINGS | {"selection": selection, "progress": False}
+    forecast = sl.plan(some, teacher_dir, sample=40, **options)
+    labels = sl.precompute(some, teacher_dir, tmp_path / "set", **options)
+    (chosen,) = forecast.choices
+    assert chosen == forecast.chosen
+    assert (chosen.codec, chosen.k) == (labels.plan.codec["name"], labels.plan.selection.k)
+    assert chosen.bytes.mean == pytest.approx(labels.totals.bytes, rel=0.1)
+    assert (chosen.mass_kept is None) == (chosen.added_kl is None) == selection.sampled
+    assert "k = " not in " ".join(forecast.advice)
+    show_forecast(forecast)
