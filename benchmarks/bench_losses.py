@@ -3,7 +3,9 @@
     python benchmarks/bench_losses.py [--quick] [--device cuda]
 
 Forward and backward of one batch, from logits and from hidden states with their head, the gradients
-made anew each time. The peak is what resident memory rises by above the inputs, gradients included.
+made anew each time. The peak is what resident memory, or what is allocated on a device, rises by
+above the inputs, gradients included. Liger's kernels stand beside where they are installed and run;
+its JSD makes the teacher's logits too, from hidden states of their own.
 """
 
 from __future__ import annotations
@@ -30,6 +32,9 @@ def main() -> None:
     torch.manual_seed(0)
     check(positions=16, classes=256)
     check_linear()
+    if args.device != "cpu":
+        check_narrow(args.device)
+        print(torch.cuda.get_device_name(args.device), end="; ")
     print(machine())
     of_logits(args)
     of_hidden_states(args)
@@ -58,16 +63,19 @@ def of_hidden_states(args: argparse.Namespace) -> None:
     """From the head's input, the head's own product and its gradient included."""
     positions, width, classes, runs = (256, 64, 8_192, 3) if args.quick else (2048, 576, 49_152, 5)
     dtype = torch.float32
-    if args.device != "cpu" and not args.quick:
-        positions, width, classes, dtype = 8192, 4096, 128_256, torch.bfloat16
-    labels = in_parts(positions, classes, args.k).to(args.device)
+    if args.device != "cpu":
+        dtype = torch.bfloat16
+        if not args.quick:
+            positions, width, classes = 8192, 4096, 128_256
     made = {"device": args.device, "dtype": dtype}
     hidden = torch.randn(positions, width, **made).requires_grad_()
     head = (torch.randn(classes, width, **made) / width**0.5).requires_grad_()
     hard = torch.randint(classes, (positions,), device=args.device)
+    dense, labels = teacher_of(positions, classes, args)
     linear = sl.losses.linear_kl_divergence
     steps = {
         "cross-entropy (torch)": lambda: functional.cross_entropy((hidden @ head.T).float(), hard),
+        "dense KL (torch)": lambda: dense_kl((hidden @ head.T).float(), dense).mean(),
         "kl_divergence of logits": lambda: reduced(
             sl.losses.kl_divergence, hidden @ head.T, labels
         ),
@@ -76,44 +84,57 @@ def of_hidden_states(args: argparse.Namespace) -> None:
             hidden, head, labels, hard_labels=hard, hard_weight=0.1
         ).mean(),
     }
-    if (liger := liger_step(hidden, head, hard)) is not None:
-        steps["cross-entropy (Liger)"] = liger
+    steps |= liger_steps(hidden, head, hard)
     shown = f"{positions:,} × {width:,} × {classes:,} {str(dtype).removeprefix('torch.')}"
     print(f"\nFrom hidden states: {shown}, k = {args.k}\n")
     report(steps, [hidden, head], runs=runs)
 
 
-def in_parts(positions: int, classes: int, k: int) -> sl.SoftLabels:
-    """Labels of random logits, a few rows at a time."""
+def teacher_of(
+    positions: int, classes: int, args: argparse.Namespace
+) -> tuple[Tensor, sl.SoftLabels]:
+    """Log-probs of random logits, and labels of them, made a few rows at a time."""
+    dense = torch.empty(positions, classes, device=args.device)
     parts = []
-    for start in range(0, positions, 256):
-        teacher = torch.randn(min(256, positions - start), classes).mul_(3)
-        hard = torch.randint(classes, (len(teacher),))
-        parts.append(sl.TopK(k)(teacher, hard, temperatures=(1.0,)))
-    return concatenate(parts)
+    for rows in dense.split(256):
+        teacher = torch.randn(rows.shape, device=args.device).mul_(3)
+        hard = torch.randint(classes, (len(rows),), device=args.device)
+        parts.append(sl.TopK(args.k)(teacher, hard, temperatures=(1.0,)))
+        torch.log_softmax(teacher, -1, out=rows)
+    return dense, concatenate(parts)
 
 
 def reduced(loss: Callable[..., Tensor], logits: Tensor, labels: sl.SoftLabels) -> Tensor:
     return sl.losses.reduce(loss(logits, labels))
 
 
-def liger_step(hidden: Tensor, head: Tensor, hard: Tensor) -> Callable[[], Tensor] | None:
-    """Liger's chunked cross-entropy, where it is installed and runs."""
+def liger_steps(hidden: Tensor, head: Tensor, hard: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """Liger's chunked losses, where it is installed and runs."""
     try:
-        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss, LigerFusedLinearJSD
 
-        loss = LigerFusedLinearCrossEntropyLoss()
-        loss(head, hidden, hard)
+        ce, jsd = LigerFusedLinearCrossEntropyLoss(), LigerFusedLinearJSD()
+        others, other_head = (
+            torch.randn_like(hidden),
+            torch.randn_like(head) / hidden.shape[1] ** 0.5,
+        )
+        steps: dict[str, Callable[[], Tensor]] = {
+            "cross-entropy (Liger)": lambda: ce(head, hidden, hard),
+            "JSD, dense teacher (Liger)": lambda: jsd(hidden, head, others, other_head, hard),
+        }
+        for step in steps.values():
+            step()
     except Exception as error:
-        print(f"Liger is left out: {type(error).__name__}")
-        return None
-    return lambda: loss(head, hidden, hard)
+        print(f"Liger is left out: {type(error).__name__}: {error}")
+        return {}
+    return steps
 
 
 def report(steps: dict[str, Callable[[], Tensor]], inputs: list[Tensor], *, runs: int) -> None:
     contestants = {name: both_ways(loss, inputs) for name, loss in steps.items()}
     seconds = interleaved_medians(contestants, runs=runs)
-    peaks = {name: peak_extra_bytes(run) for name, run in contestants.items()}
+    peak = peak_on_device if inputs[0].is_cuda else peak_extra_bytes
+    peaks = {name: peak(run) for name, run in contestants.items()}
     first = next(iter(steps))
     rows = [
         [
@@ -121,11 +142,20 @@ def report(steps: dict[str, Callable[[], Tensor]], inputs: list[Tensor], *, runs
             f"{1e3 * taken:.0f}",
             f"{taken / seconds[first]:.2f}",
             f"{peaks[name] / 2**20:.0f}",
-            f"{peaks[name] / peaks[first]:.2f}",
+            f"{peaks[name] / max(1, peaks[first]):.2f}",
         ]
         for name, taken in seconds.items()
     ]
     print(markdown(["forward + backward", "ms", "ratio", "peak MiB", "ratio"], rows))
+
+
+def peak_on_device(run: Callable[[], None]) -> int:
+    """How far what is allocated rises above its level at the start."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    start = torch.cuda.memory_allocated()
+    run()
+    return torch.cuda.max_memory_allocated() - start
 
 
 def both_ways(loss: Callable[[], Tensor], inputs: list[Tensor]) -> Callable[[], None]:
@@ -178,6 +208,36 @@ def check_linear() -> None:
         *(torch.autograd.grad(loss.mean(), (hidden, head)) for loss in (ours, theirs)), strict=True
     ):
         torch.testing.assert_close(one, other)
+
+
+def check_narrow(device: str) -> None:
+    """On a device, ours in float32 and from bfloat16 hidden states is ours in float64."""
+    hidden, head = torch.randn(300, 64, device=device), torch.randn(5_000, 64, device=device) / 8
+    hidden, head = (t.bfloat16().requires_grad_() for t in (hidden, head))
+    hard = torch.randint(5_000, (300,), device=device)
+    teacher = torch.randn(300, 5_000, device=device).mul_(3)
+    labels = sl.TopK(16)(teacher, hard, temperatures=(1.0, 2.0))
+    for temperature in (1.0, 2.0):
+        options = {"temperature": temperature, "tail": "rest"}
+        linear = sl.losses.linear_kl_divergence(hidden, head, labels, chunk_rows=128, **options)
+        logits = hidden @ head.T
+        wide, exact = logits.float(), logits.double()
+        ours = sl.losses.kl_divergence(wide, labels, **options)
+        theirs = sl.losses.kl_divergence(exact, labels, **options)
+        for loss in (linear, ours):
+            torch.testing.assert_close(loss.double(), theirs, rtol=1e-4, atol=1e-5)
+        one, other = (
+            torch.autograd.grad(loss.mean(), of, retain_graph=True)[0].double()
+            for loss, of in ((ours, wide), (theirs, exact))
+        )
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-8)
+        for one, other in zip(
+            *(torch.autograd.grad(loss.mean(), (hidden, head)) for loss in (linear, theirs)),
+            strict=True,
+        ):
+            off = (one.double() - other.double()).norm() / other.double().norm()
+            if not float(off) < 1e-2:  # bfloat16 has 8 bits
+                raise SystemExit(f"gradients differ by {float(off):.1e}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 All sides give top-k, the logsumexp at T = 1 and the log tail mass at T = 1, 2, 4. Logits are normal
 with deviation 3; in bfloat16 the k-th is nearly always tied, the worst case for ties by id. On a
 CUDA device, where FlashInfer's top-k stands beside if it is installed, the logits' bytes a second
-are set against what a copy reads and writes there.
+are set against the bytes that a copy reads and writes in one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     device = torch.device(args.device)
-    positions, runs = (16, 3) if args.quick else (128 if device.type == "cpu" else 2048, 7)
+    positions, runs = (128, 7) if device.type == "cpu" else (4096, 5)
+    if args.quick:
+        positions, runs = 16, 3
 
     torch.manual_seed(0)
     rows = []
@@ -44,7 +46,9 @@ def main() -> None:
                 rows.append(compare(logits, k, runs=runs))
     print(f"{positions} positions, T = 1, 2, 4. {where(device)}\n")
     names = ["softlabels ms", "torch / it"]
-    names += ["without numba ms", "torch / it"] if device.type == "cpu" else ["GB/s", "of a copy"]
+    engine = "numba" if device.type == "cpu" else "triton"
+    names += [f"without {engine} ms", "torch / it"]
+    names += ["GB/s", "of a copy"] if device.type == "cuda" else []
     print(markdown(["V, k, dtype", "torch ms", *names, *others(device)], rows))
 
 
@@ -54,26 +58,25 @@ def compare(logits: Tensor, k: int, *, runs: int) -> list[str]:
     contestants: dict[str, Callable[[], Any]] = {
         "torch": functools.partial(plain, logits, k),
         "ours": ours,
+        "ours, torch alone": functools.partial(with_torch_alone, ours),
     }
+    theirs = contestants["torch"]()
+    check(ours(), *theirs)
+    check(contestants["ours, torch alone"](), *theirs)
+    del theirs
     if logits.is_cuda:
         contestants["copy"] = logits.clone
         for name in others(logits.device):
             contestants[name] = functools.partial(flashinfer, logits, k)
-    else:
-        contestants["ours, torch alone"] = functools.partial(without_numba, ours)
-    theirs = contestants["torch"]()
-    check(ours(), *theirs)
-    if not logits.is_cuda:
-        check(contestants["ours, torch alone"](), *theirs)
     taken = interleaved_medians(
         {name: functools.partial(finished, run, logits) for name, run in contestants.items()},
         runs=runs,
     )
     kind = str(logits.dtype).removeprefix("torch.")
-    row = [f"{logits.shape[-1]:,}, {k}, {kind}", f"{1e3 * taken['torch']:.1f}"]
+    digits = 2 if logits.is_cuda else 1
+    row = [f"{logits.shape[-1]:,}, {k}, {kind}", f"{1e3 * taken['torch']:.{digits}f}"]
     for name in ("ours", "ours, torch alone"):
-        if name in taken:
-            row += [f"{1e3 * taken[name]:.1f}", f"{taken['torch'] / taken[name]:.1f}"]
+        row += [f"{1e3 * taken[name]:.{digits}f}", f"{taken['torch'] / taken[name]:.1f}"]
     if logits.is_cuda:
         # A copy reads and writes; a selection has to read.
         row += [f"{logits.nbytes / taken['ours'] / 1e9:.0f}"]
@@ -96,14 +99,15 @@ def finished(run: Callable[[], Any], logits: Tensor) -> None:
         torch.cuda.synchronize(logits.device)
 
 
-def without_numba(run: Callable[[], sl.SoftLabels]) -> sl.SoftLabels:
-    """What is chosen where numba is not installed."""
-    chosen = selecting.on_cpu
+def with_torch_alone(run: Callable[[], sl.SoftLabels]) -> sl.SoftLabels:
+    """What is chosen where neither numba nor triton is installed."""
+    on_cpu, on_cuda = selecting.on_cpu, selecting.on_cuda
     selecting.on_cpu = lambda: (reduce_torch.reduce, selecting.CACHED_BYTES)
+    selecting.on_cuda = lambda: reduce_torch.reduce
     try:
         return run()
     finally:
-        selecting.on_cpu = chosen
+        selecting.on_cpu, selecting.on_cuda = on_cpu, on_cuda
 
 
 def where(device: torch.device) -> str:

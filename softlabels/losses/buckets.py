@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -103,6 +104,23 @@ def check_classes(ids: Tensor, classes: int) -> None:
             )
 
 
+@cache
+def on_cuda() -> ModuleType | None:
+    """What takes two passes where torch takes eight; None where it is not installed."""
+    try:
+        from softlabels.losses import buckets_triton
+
+        buckets_triton.rest_of(torch.zeros(1, 1, device="cuda"), 1.0)
+    except (ImportError, RuntimeError):  # no triton, or no compiler for what launches it
+        return None
+    return buckets_triton
+
+
+def engine_for(logits: Tensor) -> ModuleType | None:
+    """What works on such logits, however narrow; None for torch, which widens them."""
+    return on_cuda() if logits.is_cuda and logits.dtype != torch.float64 else None
+
+
 def loss_and_gradient(
     logits: Tensor,
     ids: Tensor,
@@ -115,19 +133,25 @@ def loss_and_gradient(
     """What `bucketed` describes, without a mask.
 
     Args:
-        logits: (..., V) of the result's dtype; overwritten.
+        logits: (n, V) of the result's dtype, or a narrower one where there is an `engine_for` it;
+            overwritten.
 
     Returns:
         loss (...), and its gradient by the logits (..., V), in their place, if it is wanted.
     """
-    kept = torch.gather(logits, -1, ids) / temperature
-    rest = (logits if temperature == 1.0 else logits.div_(temperature)).scatter_(
-        -1, ids, -torch.inf
-    )
-    peak = rest.amax(-1, keepdim=True)
-    peak = peak.masked_fill(peak == -torch.inf, 0)
-    rest_sum = rest.sub_(peak).exp_().sum(-1)
-    log_rest = rest_sum.log() + peak.squeeze(-1)
+    kept = torch.gather(logits, -1, ids).to(result_dtype(logits)) / temperature
+    engine = engine_for(logits)
+    if engine is not None:
+        rest = logits.scatter_(-1, ids, -torch.inf)
+        peak, rest_sum = engine.rest_of(rest, temperature)
+    else:
+        rest = (logits if temperature == 1.0 else logits.div_(temperature)).scatter_(
+            -1, ids, -torch.inf
+        )
+        peak = rest.amax(-1)
+        peak = peak.masked_fill(peak == -torch.inf, 0)
+        rest_sum = rest.sub_(peak.unsqueeze(-1)).exp_().sum(-1)
+    log_rest = rest_sum.log() + peak
     log_kept = torch.logsumexp(kept.masked_fill(~used, -torch.inf), -1)
     total = torch.logaddexp(log_rest, log_kept)
     log_q, log_q_rest = kept - total.unsqueeze(-1), log_rest - total
@@ -143,9 +167,13 @@ def loss_and_gradient(
     every = u.sum(-1) + u_rest
     # Elsewhere T q_j (u_r / q_r − S), where q_j / q_r = rest_j / rest_sum.
     scale = temperature * (u_rest - every * log_q_rest.exp()) / rest_sum
-    rest.mul_(torch.where(rest_sum > 0, scale, 0).unsqueeze(-1))
+    scale = torch.where(rest_sum > 0, scale, 0)
+    if engine is not None:
+        engine.spread_(rest, peak, scale, temperature)
+    else:
+        rest.mul_(scale.unsqueeze(-1))
     at_kept = temperature * (u - log_q.exp() * every.unsqueeze(-1))
-    rest.scatter_add_(-1, ids, torch.where(used, at_kept, 0))
+    rest.scatter_add_(-1, ids, torch.where(used, at_kept, 0).to(rest.dtype))
     return temperature**2 * loss.detach(), rest
 
 

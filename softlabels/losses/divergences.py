@@ -12,7 +12,7 @@ from torch import Tensor
 from softlabels.errors import InputError
 from softlabels.labels import SoftLabels
 from softlabels.losses.buckets import Pointwise, bucketed, checked_ids, result_dtype
-from softlabels.losses.targets import Tail, Target, target
+from softlabels.losses.targets import Tail, Target, check_some_used, target
 
 # Of the teacher's log-probs of kept classes (..., k) and of the rest (...), then the student's.
 Divergence = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -63,12 +63,19 @@ def reverse_kl_divergence(
     result and errors are those of `kl_divergence`.
 
     Raises:
-        InputError: with "renormalised" the teacher has no mass outside K, and this is infinite.
+        InputError: this is infinite: with "renormalised" the teacher has no mass outside K; where
+            all of its classes are kept, or with "uniform", none on what only the student has.
     """
     if tail == "renormalised":
         raise InputError(
             "the reverse KL of a renormalised teacher is infinite: it has no mass outside the kept "
             "classes, and the student always has some; use tail='rest'"
+        )
+    known, classes = labels.classes, logits.shape[-1]
+    if known is not None and known < classes and (tail == "uniform" or _any_whole(labels, known)):
+        raise InputError(
+            f"the teacher has {known} classes, the student {classes}, and so mass where the "
+            f"teacher has none: this is infinite; pass logits[..., :{known}]"
         )
     return _divergence(logits, labels, _reverse_kl, temperature, tail)
 
@@ -181,6 +188,15 @@ def _reverse_kl(log_p: Tensor, log_p_rest: Tensor, log_q: Tensor, log_q_rest: Te
     return kept + _expected(log_q_rest, log_q_rest - log_p_rest)
 
 
+def _any_whole(labels: SoftLabels, known: int) -> bool:
+    """Whether all of so many classes are kept at a position."""
+    # Only here are the values looked at, for which an accelerator is waited for.
+    if labels.k < known:
+        return False
+    whole = (labels.log_probs > -torch.inf).sum(-1) >= known
+    return bool((whole if labels.mask is None else whole & labels.mask).any())
+
+
 def _js(
     log_p: Tensor, log_p_rest: Tensor, log_q: Tensor, log_q_rest: Tensor, *, beta: float
 ) -> Tensor:
@@ -221,12 +237,15 @@ def _of_weights(logits: Tensor, labels: SoftLabels, temperature: float, tail: Ta
             f"sampled labels at temperature {temperature:g} with tail={tail!r}: their weights are "
             "unbiased for all classes at temperature 1, and for nothing else"
         )
+    check_some_used(labels)
     mask = labels.mask
-    ids = checked_ids(logits, labels.ids, mask)
+    used = labels.log_probs != -torch.inf
+    ids = checked_ids(logits, labels.ids.masked_fill(~used, 0), mask)
     z, weights = logits.to(result_dtype(logits)), labels.log_probs.to(result_dtype(logits)).exp()
     if mask is not None:
         # What stands at a masked position may not even be finite.
         z = torch.where(mask.unsqueeze(-1), z, 0)
         weights = weights.masked_fill(~mask.unsqueeze(-1), 0)
-    loss = z.logsumexp(-1) - (weights * z.gather(-1, ids)).sum(-1)
+    named = torch.where(used, z.gather(-1, ids), 0)
+    loss = z.logsumexp(-1) - (weights * named).sum(-1)
     return loss if mask is None else loss.masked_fill(~mask, 0)

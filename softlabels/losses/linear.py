@@ -8,15 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softlabels.errors import InputError
 from softlabels.labels import NO_LABEL, SoftLabels
-from softlabels.losses.buckets import Pointwise, blocks, check_classes, loss_and_gradient
+from softlabels.losses.buckets import (
+    Pointwise,
+    blocks,
+    check_classes,
+    engine_for,
+    loss_and_gradient,
+    result_dtype,
+)
 from softlabels.losses.divergences import against, forward_kl
+from softlabels.losses.linear_inputs import check_hard_labels, check_head
+from softlabels.losses.products import add_product, scaled
 from softlabels.losses.targets import Tail, Target, target
 
 # Logits of a chunk, float32: about as much as the head's own gradient, which is there twice in the
 # end. Fewer rows make the products slower (benchmarks/bench_losses.py).
 CHUNK_BYTES = 96 << 20
+# On an accelerator each chunk reads the head twice and its gradient once.
+ACCELERATOR_CHUNK_BYTES = 1 << 30
 
 
 def linear_kl_divergence(
@@ -52,18 +62,23 @@ def linear_kl_divergence(
         tail: as in `kl_divergence`; "uniform" takes the memory that this function saves.
         classes: how many of the head's rows are classes, where it is padded: the others have
             logits of −∞ and no gradient.
-        chunk_rows: positions of a chunk; as many as give 96 MiB of float32 logits by default.
+        chunk_rows: positions of a chunk; by default as many as give 96 MiB of float32 logits on a
+            CPU, and 1 GiB on an accelerator, where narrower ones are not widened if triton is
+            installed.
 
     Returns:
         (...), float64 for float64 hidden states, else float32; 0 where there is no label.
 
     Raises:
-        InputError: shapes differ, or a weight without labels for it.
+        InputError: shapes or dtypes differ, a weight has no labels, or a count is out of range.
         VocabularyMismatchError: a class is outside the head.
         MissingTailError: as in `kl_divergence`.
     """
-    _check(hidden, weight, labels, hard_labels, hard_weight)
+    check_head(hidden, weight, labels, bias=bias, classes=classes, chunk_rows=chunk_rows)
+    check_hard_labels(labels, hard_labels, hard_weight=hard_weight)
     classes = len(weight) if classes is None else classes
+    # As a product under autocast would take them.
+    hidden = hidden.to(weight.dtype)
     head = weight[:classes]
     teacher = target(labels, temperature=temperature, tail=tail, classes=classes)
     flat = hidden.reshape(-1, hidden.shape[-1])
@@ -75,22 +90,27 @@ def linear_kl_divergence(
     has_any = has_soft if hard is None else has_soft | (hard != NO_LABEL)
     wanted = has_any.nonzero().squeeze(1)
     work = _Work(
-        ids=teacher.ids.reshape(rows, -1)[wanted],
-        log_p=teacher.log_p.reshape(rows, -1)[wanted],
+        ids=teacher.ids.reshape(rows, teacher.ids.shape[-1])[wanted],
+        log_p=teacher.log_p.reshape(rows, teacher.log_p.shape[-1])[wanted],
         log_p_rest=teacher.log_p_rest.reshape(rows)[wanted],
         has_soft=has_soft[wanted],
         hard=None if hard is None else hard[wanted],
         soft_weight=soft_weight,
         hard_weight=hard_weight,
         temperature=temperature,
-        chunk=chunk_rows or max(1, CHUNK_BYTES // (4 * max(1, classes))),
+        chunk=chunk_rows or _chunk_rows(flat.device, classes),
     )
     check_classes(work.ids.masked_fill(~work.has_soft.unsqueeze(-1), 0), classes)
     if work.hard is not None:
-        check_classes(work.hard.clamp(min=0), classes)
+        check_classes(_classes_of(work.hard), classes)
     head_bias = None if bias is None else bias[:classes]
     some: Tensor = _Linear.apply(flat[wanted], head, head_bias, work)  # type: ignore[no-untyped-call]
     return some.new_zeros(rows).index_copy(0, wanted, some).view(hidden.shape[:-1])
+
+
+def _chunk_rows(device: torch.device, classes: int) -> int:
+    budget = CHUNK_BYTES if device.type == "cpu" else ACCELERATOR_CHUNK_BYTES
+    return max(1, budget // (4 * max(1, classes)))
 
 
 @dataclass(frozen=True)
@@ -107,17 +127,22 @@ class _Work:
     temperature: float
     chunk: int
 
+    @property
+    def one_gradient(self) -> bool:
+        """Whether a row's gradient by its logits is not a sum of two."""
+        return self.hard is None or self.temperature == 1.0
+
     def logits_gradient(
         self, logits: Tensor, rows: slice, *, gradient: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Loss of some rows, and its gradient by their logits in place of these."""
-        soft = self.has_soft[rows].unsqueeze(-1)
-        log_p = torch.where(soft, self.log_p[rows], -torch.inf).to(logits.dtype)
-        rest = self.log_p_rest[rows].masked_fill(~soft.squeeze(-1), -torch.inf).to(logits.dtype)
+        soft, wide = self.has_soft[rows].unsqueeze(-1), result_dtype(logits)
+        log_p = torch.where(soft, self.log_p[rows], -torch.inf).to(wide)
+        rest = self.log_p_rest[rows].masked_fill(~soft.squeeze(-1), -torch.inf).to(wide)
         ids = self.ids[rows].masked_fill(~soft, 0)
         if self.hard is None:
             found = Target(ids, log_p, rest)
-            pointwise = _scaled(against(found, forward_kl, logits.dtype), self.soft_weight)
+            pointwise = _scaled(against(found, forward_kl, wide), self.soft_weight)
             return loss_and_gradient(
                 logits, ids, found.used, pointwise, temperature=self.temperature, gradient=gradient
             )
@@ -125,12 +150,12 @@ class _Work:
         if self.temperature == 1.0:
             return self._together(logits, Target(ids, log_p, rest), hard, gradient=gradient)
         found = Target(ids, log_p, rest)
-        pointwise = _scaled(against(found, forward_kl, logits.dtype), self.soft_weight)
+        pointwise = _scaled(against(found, forward_kl, wide), self.soft_weight)
         one, slope = loss_and_gradient(
             logits.clone(), ids, found.used, pointwise,
             temperature=self.temperature, gradient=gradient,
         )  # fmt: skip
-        certain = hard.clamp(min=0).unsqueeze(-1)
+        certain = _classes_of(hard).unsqueeze(-1)
         other, more = loss_and_gradient(
             logits, certain, torch.ones_like(certain, dtype=torch.bool), self._hard(hard),
             temperature=1.0, gradient=gradient,
@@ -145,12 +170,12 @@ class _Work:
         self, logits: Tensor, teacher: Target, hard: Tensor, *, gradient: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Both losses from one exponential: the hard label is an entry of its own, the last."""
-        known, label = hard != NO_LABEL, hard.clamp(min=0).unsqueeze(-1)
+        known, label = hard != NO_LABEL, _classes_of(hard).unsqueeze(-1)
         is_hard = teacher.used & (teacher.ids == label)
         kept = is_hard.any(-1)
         used = torch.cat([teacher.used & ~is_hard, torch.ones_like(label, dtype=torch.bool)], -1)
         ids = torch.where(used[..., :-1], teacher.ids, label)
-        soft = against(teacher, forward_kl, logits.dtype)
+        soft = against(teacher, forward_kl, result_dtype(logits))
 
         def both(log_q: Tensor, log_q_rest: Tensor) -> Tensor:
             at_hard = log_q[..., -1]
@@ -161,6 +186,11 @@ class _Work:
 
         ids = torch.cat([ids, label], -1)
         return loss_and_gradient(logits, ids, used, both, temperature=1.0, gradient=gradient)
+
+
+def _classes_of(hard: Tensor) -> Tensor:
+    """The hard labels, 0 where there is none; every other negative one stays, to be refused."""
+    return hard.masked_fill(hard == NO_LABEL, 0)
 
 
 def _scaled(pointwise: Pointwise, weight: float) -> Pointwise:
@@ -189,8 +219,8 @@ class _Linear(torch.autograd.Function):
         if by_weight is not None or by_bias is not None:
             scale = upstream[0] if len(upstream) else upstream.new_ones(())
             if bool((upstream == scale).all()):
-                by_weight = None if by_weight is None else by_weight * scale
-                by_bias = None if by_bias is None else by_bias * scale
+                by_weight = None if by_weight is None else scaled(by_weight, scale, like=weight)
+                by_bias = None if by_bias is None else scaled(by_bias, scale, like=bias)
             else:
                 needs = (False, *ctx.needs[1:])
                 _, (_, by_weight, by_bias) = _pass(
@@ -219,13 +249,17 @@ def _pass(
         upstream: the gradient of what is made of the loss, (n,); None for 1 everywhere.
     """
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    # What is added to or multiplied is not rounded before.
+    exact = bias is None and upstream is None and work.one_gradient
+    narrow = exact and engine_for(hidden) is not None
     loss = hidden.new_zeros(len(hidden), dtype=wide)
     by_hidden = torch.zeros_like(hidden) if needs[0] else None
     by_weight = torch.zeros_like(weight, dtype=wide) if needs[1] else None
     by_bias = weight.new_zeros(len(weight), dtype=wide) if needs[2] else None
     for start in range(0, len(hidden), work.chunk):
         rows = slice(start, start + work.chunk)
-        logits = (hidden[rows] @ weight.T).to(wide)
+        logits = hidden[rows] @ weight.T
+        logits = logits if narrow else logits.to(wide)
         if bias is not None:
             logits += bias
         for part in blocks(len(logits), logits.shape[1], logits.device):
@@ -235,38 +269,13 @@ def _pass(
                 slope *= upstream[some].unsqueeze(-1)
         if not any(needs):
             continue
-        slope = logits
         if by_bias is not None:
-            by_bias += slope.sum(0)
-        narrow = slope.to(hidden.dtype)
+            by_bias += logits.sum(0)
+        slope = logits.to(hidden.dtype)
         if by_hidden is not None:
-            torch.mm(narrow, weight, out=by_hidden[rows])
+            torch.mm(slope, weight, out=by_hidden[rows])
         if by_weight is not None:
-            if narrow.dtype == wide:
-                by_weight.addmm_(narrow.T, hidden[rows])
-            else:
-                by_weight += narrow.T @ hidden[rows]
+            add_product(by_weight, slope.T, hidden[rows])
         # Not beside the next chunk's.
-        del logits, slope, narrow
+        del logits, slope
     return loss, [by_hidden, by_weight, by_bias]
-
-
-def _check(
-    hidden: Tensor,
-    weight: Tensor,
-    labels: SoftLabels,
-    hard_labels: Tensor | None,
-    hard_weight: float,
-) -> None:
-    if hidden.shape[:-1] != labels.shape or hidden.shape[-1] != weight.shape[-1]:
-        raise InputError(
-            f"hidden states have shape {tuple(hidden.shape)}, the head {tuple(weight.shape)} and "
-            f"labels {tuple(labels.shape)}; they must be (..., d), (V, d) and (...): the same "
-            "positions, nothing is shifted"
-        )
-    if hard_weight and hard_labels is None:
-        raise InputError("hard_weight weighs the loss on hard_labels; pass them, or leave it 0")
-    if hard_labels is not None and hard_labels.shape != labels.shape:
-        raise InputError(
-            f"hard labels have shape {tuple(hard_labels.shape)}, labels {tuple(labels.shape)}"
-        )

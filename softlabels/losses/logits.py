@@ -8,6 +8,7 @@ from torch import Tensor
 from softlabels.errors import InputError
 from softlabels.labels import SoftLabels
 from softlabels.losses.buckets import checked_ids, result_dtype
+from softlabels.losses.targets import check_some_used
 
 
 def logit_mse(logits: Tensor, labels: SoftLabels, *, centred: bool = True) -> Tensor:
@@ -30,7 +31,8 @@ def logit_mse(logits: Tensor, labels: SoftLabels, *, centred: bool = True) -> Te
         (...), float64 for float64 logits, else float32; 0 where masked.
 
     Raises:
-        InputError: the teacher's logits are not known and it is not centred; labels are sampled.
+        InputError: the teacher's logits are not known and it is not centred; labels are sampled;
+            a position has no class.
     """
     if labels.sampled:
         raise InputError("sampled labels have weights, no logits")
@@ -39,9 +41,10 @@ def logit_mse(logits: Tensor, labels: SoftLabels, *, centred: bool = True) -> Te
             "the teacher told log-probs and no logits, which are unknown by a constant: pass "
             "centred=True"
         )
+    check_some_used(labels)
     dtype, mask = result_dtype(logits), labels.mask
-    ids = checked_ids(logits, labels.ids, mask)
     used = labels.log_probs != -torch.inf
+    ids = checked_ids(logits, labels.ids.masked_fill(~used, 0), mask)
     if mask is not None:
         used = used & mask.unsqueeze(-1)
     student = logits.gather(-1, ids).to(dtype)

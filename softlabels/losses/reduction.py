@@ -24,7 +24,7 @@ def reduce(
         scalar; 0 when nothing counts.
 
     Raises:
-        InputError: shapes differ.
+        InputError: shapes differ, or positions is negative.
     """
     if mask is not None and mask.shape != loss.shape:
         raise InputError(
@@ -34,4 +34,7 @@ def reduce(
         positions = loss.numel() if mask is None else mask.sum()
     total = (loss if mask is None else loss.masked_fill(~mask, 0)).sum()
     count = torch.as_tensor(positions)
+    # On an accelerator this test would wait for the device.
+    if count.device.type == "cpu" and not bool(count >= 0):
+        raise InputError(f"positions is {count.item():g}; it counts positions: 0 or more")
     return total / (count + (count == 0))

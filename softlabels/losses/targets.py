@@ -47,12 +47,16 @@ def target(labels: SoftLabels, *, temperature: float, tail: Tail, classes: int) 
         classes: the student's V.
 
     Raises:
-        InputError: an unknown tail; or "uniform" without knowing the teacher's V.
+        InputError: an unknown tail; "uniform" without knowing the teacher's V; a temperature that
+            is none; or a position without a class.
         MissingTailError: no tail mass was stored at this temperature.
     """
     if tail not in TAILS:
         raise InputError(f"tail is {tail!r}; it is one of {', '.join(TAILS)}")
+    check_some_used(labels)
     if tail == "renormalised":
+        if not 0 < temperature < math.inf:
+            raise InputError(f"temperature is {temperature:g}; it must be positive and finite")
         if labels.sampled:
             raise InputError(
                 "sampled labels have weights, which renormalised would be biased; use "
@@ -62,12 +66,29 @@ def target(labels: SoftLabels, *, temperature: float, tail: Tail, classes: int) 
         nothing = torch.full_like(log_p[..., 0], -torch.inf)
         return Target(_pointing(labels.ids, log_p), log_p, nothing)
     log_p, log_p_rest = labels.log_probs_at(temperature), labels.log_tail(temperature)
-    if labels.log_tails is None and labels.k == classes:
-        # Every class is kept: what their rounded sum leaves of 1 is no mass beside them.
-        nothing = log_p_rest < math.log(sum_tolerance(labels.log_probs.dtype))
-        log_p_rest = log_p_rest.masked_fill(nothing, -torch.inf)
+    if labels.log_tails is None:
+        # What rounded log-probs leave of 1 is noise, but no proof that nothing is left.
+        least = math.log(torch.finfo(log_p_rest.dtype).eps / 2)
+        # Where every class is kept, it is no mass beside them.
+        every = (labels.log_probs > -torch.inf).sum(-1) >= classes
+        nothing = every & (log_p_rest < math.log(sum_tolerance(labels.log_probs.dtype)))
+        log_p_rest = log_p_rest.clamp(min=least).masked_fill(nothing, -torch.inf)
     found = Target(_pointing(labels.ids, log_p), log_p, log_p_rest)
     return found if tail == "rest" else _uniform(found, labels.classes, classes)
+
+
+def check_some_used(labels: SoftLabels) -> None:
+    """Refuse a position without a class, which would be NaN in all that it is averaged with."""
+    # As for ids out of range: on an accelerator this test would wait for the device.
+    if labels.ids.device.type != "cpu":
+        return
+    unused = (labels.log_probs == -torch.inf).all(-1)
+    unused = unused if labels.mask is None else unused & labels.mask
+    if bool(unused.any()):
+        raise InputError(
+            f"labels at position {unused.nonzero()[0].tolist()} have no class: every log-prob is "
+            "−inf; set labels.mask to False where there are no labels"
+        )
 
 
 def _uniform(found: Target, known: int | None, classes: int) -> Target:

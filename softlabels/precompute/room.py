@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -34,20 +35,30 @@ class Room:
         keep_logits: bool,
         logits_known: bool,
     ) -> None:
-        def unknown(*shape: int) -> torch.Tensor:
-            return torch.full((positions, *shape), torch.nan)
-
         self._empty = keep_logits
-        self.labels = SoftLabels(
-            ids=torch.zeros(positions, k, dtype=torch.int64),
-            log_probs=unknown(k),
-            logsumexp=unknown() if logits_known else None,
-            log_tails=unknown(len(temperatures)) if temperatures else None,
-            temperatures=temperatures,
-            hard_log_probs=unknown(),
-            logits=unknown(k) if keep_logits else None,
-            sampled=sampled,
-        )
+
+        def make() -> SoftLabels:
+            def unknown(*shape: int) -> torch.Tensor:
+                return torch.full((positions, *shape), torch.nan)
+
+            return SoftLabels(
+                ids=torch.zeros(positions, k, dtype=torch.int64),
+                log_probs=unknown(k),
+                logsumexp=unknown() if logits_known else None,
+                log_tails=unknown(len(temperatures)) if temperatures else None,
+                temperatures=temperatures,
+                hard_log_probs=unknown(),
+                logits=unknown(k) if keep_logits else None,
+                sampled=sampled,
+            )
+
+        self._make = make
+
+    @cached_property
+    def labels(self) -> SoftLabels:
+        """What is known of every position so far."""
+        # Filled when the first ones come: an accelerator is at work by then and need not wait.
+        return self._make()
 
     def put(self, where: torch.Tensor, labels: SoftLabels) -> None:
         """Labels of the positions `where`.

@@ -63,6 +63,7 @@ def shared(rows: int, work: Callable[[slice], None]) -> None:
 
 
 def compiled(function: Any, **options: Any) -> Any:
+    """The function as machine code, kept on disk, which leaves the interpreter to others."""
     return njit(nogil=True, cache=True, boundscheck=False, **options)(function)
 
 

@@ -19,7 +19,7 @@ def reduce(
     """What a selection needs of each row.
 
     Args:
-        logits: float32, (N, V), k ≤ V. −inf forbids a class.
+        logits: float, (N, V), k ≤ V; in float32 whatever their dtype. −inf forbids a class.
         temperatures: at least one, descending.
 
     Returns:
@@ -28,6 +28,7 @@ def reduce(
         classes not kept of exp((z − that value) / T), (N, len(temperatures)). NaN or infinite
         where the row holds NaN or +inf.
     """
+    logits = logits.float()
     if len(logits) == 1:
         # The sum of a single row is split among threads, so its last bits would differ from those
         # of the same row among others.

@@ -171,11 +171,88 @@ def test_what_does_not_fit_is_refused() -> None:
             VocabularyMismatchError,
             "class 7",
         ),
+        ({"bias": weight[:1, 0]}, InputError, r"bias has shape \(1,\)"),
+        ({"weight": weight.float()}, InputError, r"float64, .*float32; convert"),
+        ({"classes": 8}, InputError, "classes is 8"),
+        ({"classes": -1}, InputError, "classes is -1"),
+        ({"chunk_rows": 0}, InputError, "chunk_rows is 0"),
+        ({"chunk_rows": -1}, InputError, "chunk_rows is -1"),
     ]
     for changed, error, said in cases:
         given = {"hidden": hidden, "weight": weight, "labels": labels} | changed
         with pytest.raises(error, match=said):
             linear_kl_divergence(**given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("hard", [-1, -101])
+def test_only_the_one_number_says_that_there_is_no_hard_label(
+    temperature: float, hard: int
+) -> None:
+    hidden, weight, _ = parts(7, bias=False)
+    labels, hard_labels = label(normal(3, 5, 7), 3), torch.full((3, 5), -100)
+    options: dict[str, Any] = {"hard_weight": 0.5, "temperature": temperature}
+    found = linear_kl_divergence(hidden, weight, labels, hard_labels=hard_labels, **options)
+    torch.testing.assert_close(
+        found, linear_kl_divergence(hidden, weight, labels, temperature=temperature)
+    )
+    hard_labels[1, 2] = hard
+    with pytest.raises(VocabularyMismatchError, match=f"class {hard},"):
+        linear_kl_divergence(hidden, weight, labels, hard_labels=hard_labels, **options)
+
+
+@pytest.mark.parametrize("shape", [(0,), (2, 0)])
+@pytest.mark.parametrize("hard_weight", [0.0, 0.5])
+def test_no_positions_have_no_loss_and_no_gradient(
+    shape: tuple[int, ...], hard_weight: float
+) -> None:
+    _, weight, _ = parts(7, bias=False)
+    hidden = normal(*shape, D).requires_grad_()
+    loss = linear_kl_divergence(
+        hidden, weight, label(normal(*shape, 7), 3),
+        hard_labels=torch.zeros(shape, dtype=torch.long), hard_weight=hard_weight,
+    )  # fmt: skip
+    assert loss.shape == shape
+    by_hidden, by_weight = torch.autograd.grad(loss.sum(), (hidden, weight))
+    assert by_hidden.shape == hidden.shape
+    assert not by_weight.any()
+
+
+def test_a_sum_over_positions_that_float16_cannot_hold_is_a_mean_that_it_can() -> None:
+    rows = 3000
+    hidden = torch.full((rows, 1), 60.0, dtype=torch.float16)
+    weight = torch.zeros(2, 1, dtype=torch.float16, requires_grad=True)
+    certain = SoftLabels(ids=torch.zeros(rows, 1, dtype=torch.long), log_probs=torch.zeros(rows, 1))
+    linear_kl_divergence(hidden, weight, certain).mean().backward()
+    assert weight.grad is not None
+    # Half of all mass is on the wrong class: 60 · ½ each, and 90,000 as a sum.
+    assert weight.grad.flatten().tolist() == [-30.0, 30.0]
+
+
+@pytest.mark.parametrize(
+    "dtypes", [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)]
+)
+def test_under_autocast_hidden_states_and_head_may_differ(
+    dtypes: tuple[torch.dtype, torch.dtype],
+) -> None:
+    hidden, weight, _ = parts(50, bias=False)
+    hidden, weight = (
+        x.detach().bfloat16().to(dtype).requires_grad_()
+        for x, dtype in zip((hidden, weight), dtypes, strict=True)
+    )
+    labels = label(normal(3, 5, 50, seed=9), 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = linear_kl_divergence(hidden, weight, labels)
+        expected = losses.kl_divergence(torch.nn.functional.linear(hidden, weight), labels)
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
+    ones = torch.full((3, 5), 1 / 15)
+    for one, other in zip(
+        gradients(found, (hidden, weight), ones),
+        gradients(expected, (hidden, weight), ones),
+        strict=True,
+    ):
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other, rtol=2e-2, atol=2e-2)
 
 
 def test_sampled_labels_are_refused() -> None:

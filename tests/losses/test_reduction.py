@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -58,6 +59,12 @@ def test_nothing_that_counts_gives_zero_and_no_gradient(positions: Tensor | int 
 def test_a_mask_of_another_shape_is_refused_even_if_it_could_be_spread() -> None:
     with pytest.raises(InputError, match=r"\(2, 3\).*\(1, 3\)"):
         reduce(LOSS, MASK[:1])
+
+
+@pytest.mark.parametrize("positions", [-2, -0.5, math.nan, torch.tensor(-1)])
+def test_what_is_no_count_of_positions_is_refused(positions: Any) -> None:
+    with pytest.raises(InputError, match=r"positions is (-|nan)"):
+        reduce(LOSS, MASK, positions=positions)
 
 
 def test_micro_batches_under_the_steps_positions_add_up_to_the_whole_batch() -> None:
