@@ -32,6 +32,8 @@ _GAP_BYTES = 64 << 10
 # How long another process may take for a range before it is fetched here too.
 _CLAIMED_S = 120.0
 _POLL_S = 0.01
+# A file under a temporary name that was not written to for this long is nobody's.
+_WRITTEN_S = 3600.0
 # A copy that is read is marked as used this often.
 _MARK_S = 60.0
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -180,6 +182,9 @@ def _used(folder: Path) -> Iterator[tuple[int, int, Path]]:
         for entry in entries:
             with suppress(FileNotFoundError):
                 stat = entry.stat()
+                # Another process is writing it, unless it was killed.
+                if entry.name.startswith(".") and time.time() - stat.st_mtime < _WRITTEN_S:
+                    continue
                 yield stat.st_mtime_ns, stat.st_blocks * 512, Path(entry.path)
 
 
@@ -198,10 +203,8 @@ class SparseFile:
     ) -> None:
         self._cache, self._path, self._read = cache, path, read
         self._marked = -_MARK_S
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._file = _opened(path, size)
         weakref.finalize(self, os.close, self._file)
-        if os.fstat(self._file).st_size != size:
-            os.ftruncate(self._file, size)
         self._bytes = memoryview(mmap.mmap(self._file, size, access=mmap.ACCESS_READ))
         self._mark()
 
@@ -276,6 +279,23 @@ class SparseFile:
             self._marked = time.monotonic()
             with suppress(OSError):
                 os.utime(self._file)
+
+
+def _opened(path: Path, size: int) -> int:
+    """A descriptor of a file of that size."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            if not (found := os.fstat(file).st_size):
+                os.ftruncate(file, size)
+            if found in (0, size):
+                return file
+            # Cut in place, it would end every process that reads it; they keep theirs.
+            path.unlink(missing_ok=True)
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)
 
 
 def _spans(pieces: Sequence[Piece]) -> list[list[Piece]]:

@@ -329,7 +329,9 @@ def _get_range(
                 f"{where}: the server ignores ranged requests and would send all {size} bytes for "
                 "every few records; copy the set to a disk, or serve it from one that knows them"
             )
-        found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", answer.headers["Content-Range"])
+        found = re.fullmatch(
+            r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)", answer.headers["Content-Range"]
+        )
         if found is None or (int(found[1]), int(found[2])) != (start, stop - 1):
             raise Passing(f"bytes {start}-{stop - 1} were asked for, others came")
         if found[3] not in ("*", str(size)):
@@ -399,7 +401,9 @@ def _check_status(where: str, status: int, headers: Mapping[str, str]) -> None:
         return
     if status in (408, 425, 429) or status >= 500:
         asked = headers.get("Retry-After", "")
-        raise Passing(f"HTTP {status}", wait_s=float(asked) if asked.isdigit() else 0.0)
+        raise Passing(
+            f"HTTP {status}", wait_s=float(asked) if re.fullmatch("[0-9]{1,9}", asked) else 0.0
+        )
     if status in (401, 403):
         why = f"; set {_TOKEN}" if where.startswith("hf:") else "; it needs a right you do not have"
         raise RemoteError(f"{where}: access is refused (HTTP {status}){why}")

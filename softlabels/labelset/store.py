@@ -154,7 +154,7 @@ class Remote:
             elif again or not path.is_file():
                 self._check_online(name)
                 self._cache.put(path, self._origin.whole(name))
-            if file_sha256(path) == sha256:
+            if _is(path, sha256):
                 self._checked.add(path)
                 return path
         raise CorruptShardError(
@@ -202,34 +202,47 @@ class Remote:
         return self.root / name
 
     def _check_online(self, name: str) -> None:
-        if _offline() or (isinstance(self._origin, Hub) and _hub_offline()):
+        if _forbidden(self._origin):
             raise _not_cached(f"{self.name}/{name}")
 
 
 def _open_remote(origin: Origin, cache: Cache) -> Remote:
-    try:
-        if isinstance(origin, Hub):
-            file = origin.download(layout.MANIFEST, offline=_offline())
-            origin = origin.pinned(file, layout.MANIFEST)
-            root = file.parent
-        else:
-            root = _mirror(origin, cache)
-    except MissingError as error:
-        raise LabelSetError(
-            f"{origin.url} is no finished label set: {quoted(error, limit=300)}; a set that is "
-            "still being made can be read only where its folder is"
-        ) from error
-    remote = Remote(origin, root, cache)
+    remote = _with_manifest(origin, cache)
     for name in (layout.PLAN, layout.SHARDS):
         remote.find(name)
     return remote
 
 
+def _with_manifest(origin: Origin, cache: Cache, *, again: bool = False) -> Remote:
+    try:
+        if isinstance(origin, Hub):
+            file = origin.download(layout.MANIFEST, offline=_offline(), again=again)
+            return Remote(origin.pinned(file, layout.MANIFEST), file.parent, cache)
+        return Remote(origin, _mirror(origin, cache), cache)
+    except MissingError as error:
+        raise LabelSetError(
+            f"{origin.url} is no finished label set: {quoted(error, limit=300)}; a set that is "
+            "still being made can be read only where its folder is"
+        ) from error
+    except RemoteError:
+        raise
+    except LabelSetError as error:
+        # It has no digest to be held to: one that came cut short shows only in what it says.
+        if not again and not _forbidden(origin):
+            return _with_manifest(origin, cache, again=True)
+        raise LabelSetError(
+            f"{error}. The manifest came cut short, or is being replaced: open the set again, and "
+            "if that does not help tell who published it"
+        ) from None
+
+
 def _mirror(origin: Origin, cache: Cache) -> Path:
     """The folder of a set's small files, named by its manifest's digest; the manifest is there."""
     latest = cache.folder / "opened" / hashlib.sha256(origin.url.encode()).hexdigest()
+    where = f"{origin.url}/{layout.MANIFEST}"
     if not _offline():
         data = origin.whole(layout.MANIFEST)
+        manifest.parse(data, where=where)
         digest = hashlib.sha256(data).hexdigest()
         root = cache.folder / "sets" / digest
         if not _is(root / layout.MANIFEST, digest):
@@ -239,12 +252,16 @@ def _mirror(origin: Origin, cache: Cache) -> Path:
     digest = latest.read_text() if latest.is_file() else ""
     root = cache.folder / "sets" / digest
     if not re.fullmatch("[0-9a-f]{64}", digest) or not _is(root / layout.MANIFEST, digest):
-        raise _not_cached(f"{origin.url}/{layout.MANIFEST}")
+        raise _not_cached(where)
     return root
 
 
-def _is(path: Path, sha256: str) -> bool:
-    return path.is_file() and file_sha256(path) == sha256
+def _is(path: Path, sha256: str | None) -> bool:
+    try:
+        return path.is_file() and file_sha256(path) == sha256
+    except FileNotFoundError:
+        # Another process may have dropped it, just now.
+        return False
 
 
 def _not_cached(what: str) -> RemoteError:
@@ -258,10 +275,13 @@ def _offline() -> bool:
     return os.environ.get("SOFTLABELS_OFFLINE", "").lower() in ("1", "true", "yes", "on")
 
 
-def _hub_offline() -> bool:
+def _forbidden(origin: Origin) -> bool:
+    """Whether the environment forbids to ask it."""
+    if not isinstance(origin, Hub):
+        return _offline()
     from huggingface_hub import constants
 
-    return bool(constants.HF_HUB_OFFLINE)
+    return _offline() or bool(constants.HF_HUB_OFFLINE)
 
 
 class InFlight:

@@ -192,6 +192,12 @@ def other_range(handler: Handler, data: bytes, start: int, stop: int) -> None:
     handler.answer(206, data[: stop - start], headers)
 
 
+def no_number(handler: Handler, data: bytes, start: int, stop: int) -> None:
+    """A range in digits of which no number is made."""
+    headers = {"Content-Range": f"bytes {'1' * 5000}-{'2' * 5000}/*"}
+    handler.answer(206, data[start:stop], headers)
+
+
 def flipped(handler: Handler, data: bytes, start: int, stop: int) -> None:
     """The range, with one bit flipped on the way."""
     spoilt = bytearray(data)

@@ -120,6 +120,9 @@ def test_a_spoilt_file_in_huggingface_hubs_cache_is_fetched_again(
     plan = sl.LabelSet.open(URL).root / "plan.json"
     plan.resolve().write_bytes(plan.read_bytes().replace(b"table", b"tible"))
     assert sl.LabelSet.open(URL).plan == sl.LabelSet.open(pristine).plan
+    manifest = plan.with_name("manifest.json")
+    manifest.resolve().write_bytes(manifest.read_bytes()[:100])
+    assert sl.LabelSet.open(URL).totals == sl.LabelSet.open(pristine).totals
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
