@@ -10,7 +10,6 @@ from torch.utils.data import IterableDataset, get_worker_info
 from softlabels.errors import InputError
 from softlabels.loading.loader import Loader
 from softlabels.loading.mix import Mix
-from softlabels.loading.ranks import Ranks
 
 Batch = dict[str, Any]
 
@@ -48,12 +47,15 @@ class Steps(IterableDataset[Batch]):
             )
         self.loader, self.last = loader, False
         self._emit, self._state = emit, loader.state_dict()
+        self._epoch: int | None = None
+        self._reader = 0
 
     def __len__(self) -> int:
-        """Batches in an epoch, as the loader's; TypeError where it does not know."""
+        """Batches in the epoch that is iterated over, else in the next; TypeError where unknown."""
         if isinstance(self.loader, Mix):
             raise TypeError("how many batches a mix gives is known when its epoch has ended")
-        return len(self.loader)
+        # The loader, one batch ahead, may be in the next epoch.
+        return self.loader.steps_in(self._state["epoch"] if self._epoch is None else self._epoch)
 
     def __iter__(self) -> Iterator[Batch]:
         if get_worker_info() is not None:
@@ -62,18 +64,36 @@ class Steps(IterableDataset[Batch]):
                 "num_workers=0: the loader's threads prepare batches, sl.loader(…, threads=…)"
             )
         self.loader.load_state_dict(self._state)
+        self._reader += 1
+        reader = self._reader
+        try:
+            for batch, state, last in self._ahead():
+                # Whoever began to iterate, or chose a place, last says where the loop is.
+                if reader == self._reader:
+                    self._state, self.last = state, last
+                yield batch if self._emit is None else self._emit(batch)
+        finally:
+            if reader == self._reader:
+                self._epoch = None
+
+    def _ahead(self) -> Iterator[tuple[Batch, dict[str, Any], bool]]:
+        """Each batch, the state after it, and whether its epoch ends with it."""
         batches = iter(self.loader)
+        self._epoch = self._epoch_now()
         ahead = next(batches, None)
         if ahead is None:
             # The state was taken by someone who did not know that the epoch was over.
             batches = iter(self.loader)
+            self._epoch = self._epoch_now()
             ahead = next(batches, None)
         while ahead is not None:
             batch, state = ahead, self.loader.state_dict()
             ahead = next(batches, None)
-            self.last = ahead is None
-            self._state = self.loader.state_dict() if self.last else state
-            yield batch if self._emit is None else self._emit(batch)
+            last = ahead is None
+            yield batch, self.loader.state_dict() if last else state, last
+
+    def _epoch_now(self) -> int | None:
+        return None if isinstance(self.loader, Mix) else self.loader.epoch
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loop is, the same on every rank; a `Loader` takes it too."""
@@ -87,6 +107,8 @@ class Steps(IterableDataset[Batch]):
         """
         self.loader.load_state_dict(state)
         self._state, self.last = self.loader.state_dict(), False
+        self._epoch = None
+        self._reader += 1
 
     def check_ranks(self, rank: int, world_size: int) -> None:
         """Refuse to give a rank of a loop what belongs to another one.
@@ -94,7 +116,7 @@ class Steps(IterableDataset[Batch]):
         Raises:
             InputError: the loader was made for another rank, or number of them.
         """
-        for ranks in self._ranks:
+        for ranks in (part.ranks for part in self._parts):
             if (ranks.rank, ranks.world_size) != (rank, world_size):
                 raise InputError(
                     f"this loader was made for rank {ranks.rank} of {ranks.world_size}, this "
@@ -104,6 +126,20 @@ class Steps(IterableDataset[Batch]):
                 )
 
     @property
-    def _ranks(self) -> list[Ranks]:
-        parts = self.loader.loaders if isinstance(self.loader, Mix) else [self.loader]
-        return [part.ranks for part in parts]
+    def causal(self) -> bool:
+        """Whether the student must not see the token that labels are of: see `Loader.causal`.
+
+        Raises:
+            InputError: it must not in one loader of a mix, and may in another.
+        """
+        causal, *others = {part.causal for part in self._parts}
+        if others:
+            raise InputError(
+                "this mix has labels of the 'next' token and of the 'same' one, which no attention "
+                "fits; train a student for each"
+            )
+        return causal
+
+    @property
+    def _parts(self) -> list[Loader]:
+        return self.loader.loaders if isinstance(self.loader, Mix) else [self.loader]

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
-from transformers.trainer_callback import ExportableState
+from transformers import Trainer, TrainingArguments
 
 from softlabels.errors import InputError
+from softlabels.integrations.skipping import Skippable, position
 from softlabels.integrations.steps import Batch, Steps
 from softlabels.integrations.tensors import from_tensors, to_tensors
 from softlabels.labels import SoftLabels
+from softlabels.labelset.reader import LabelSet
 from softlabels.loading.collate import block_causal_mask
 from softlabels.loading.loader import Loader
 from softlabels.loading.mix import Mix
@@ -78,7 +79,7 @@ class DistillationTrainer(Trainer):
         **others: Any,
     ) -> None:
         _check(args, others)
-        self._steps = _Skippable(loader, to_tensors)
+        self._steps = Skippable(loader, to_tensors)
         self._loss, self._positions = loss, positions
         super().__init__(model, args, train_dataset=loader, **others)
         self._steps.check_ranks(self.accelerator.process_index, self.accelerator.num_processes)
@@ -87,7 +88,7 @@ class DistillationTrainer(Trainer):
         forward = inspect.signature(self.accelerator.unwrap_model(self.model).forward)
         self._forward = frozenset(forward.parameters)
         world_size = self.accelerator.num_processes
-        self.add_callback(_position(self._steps, world_size, args.gradient_accumulation_steps))
+        self.add_callback(position(self._steps, world_size, args.gradient_accumulation_steps))
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The loader's batches, not prepared: they are shared out among the ranks already."""
@@ -117,12 +118,15 @@ class DistillationTrainer(Trainer):
     def model_inputs(self, batch: Batch) -> Batch:
         """What the student is called with: the fields that its `forward` names.
 
-        Rows of several records come with a mask that keeps them apart. Override it for students
-        that need more.
+        Rows of several records come with a mask that keeps them apart; within a record tokens see
+        those before them, and those after them too where labels are of the token itself
+        (`hard_label_alignment` "same"). Override it for students that need something else.
         """
         inputs = {name: value for name, value in batch.items() if name in self._forward}
         if "segment_ids" in batch:
-            inputs["attention_mask"] = block_causal_mask(batch["segment_ids"])
+            inputs["attention_mask"] = block_causal_mask(
+                batch["segment_ids"], causal=self._steps.causal
+            )
         return inputs
 
     def compute_loss(
@@ -160,6 +164,7 @@ class DistillationTrainer(Trainer):
         named: Any = self.eval_dataset
         data = named if eval_dataset is None else eval_dataset
         data = named[data] if isinstance(data, str) else data
+        _check_evaluated(data, {name: getattr(self, name) for name in _METRICS})
         if not isinstance(data, Loader):
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         Steps(data).check_ranks(self.accelerator.process_index, self.accelerator.num_processes)
@@ -170,6 +175,21 @@ class DistillationTrainer(Trainer):
             self.args, self.state, self.control, metrics
         )
         return metrics
+
+    def predict(
+        self,
+        test_dataset: Any,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "test",
+    ) -> Any:
+        """Trainer's; it keeps every logit, for which a Loader is refused."""
+        if isinstance(test_dataset, (Loader, Mix, LabelSet)):
+            raise InputError(
+                f"predict was given a {type(test_dataset).__name__}, and would keep all logits of "
+                "all positions; evaluate(loader) gives the mean loss, and for one batch at a time "
+                "call the model with trainer.model_inputs(batch)"
+            )
+        return super().predict(test_dataset, ignore_keys, metric_key_prefix)
 
     @torch.no_grad()
     def _mean_loss(self, loader: Loader) -> float:
@@ -189,77 +209,6 @@ class DistillationTrainer(Trainer):
         return float(total / max(count, 1))
 
 
-class _Skippable(Steps):
-    """Steps for a loop that, resumed, asks for every batch again and throws those it had away."""
-
-    skipped = 0
-
-    def __iter__(self) -> Iterator[Batch]:
-        empty, self.skipped = self.skipped, 0
-        yield from ({} for _ in range(empty))
-        yield from super().__iter__()
-
-
-def _position(steps: _Skippable, world_size: int, accumulated: int) -> TrainerCallback:
-    """What takes the place in the data into a Trainer's checkpoints, and out of them.
-
-    A class of its own for each Trainer: Trainer makes another object of it, with no arguments,
-    where `restore_callback_states_from_checkpoint` is set.
-    """
-    together = world_size * accumulated
-
-    class LoaderPosition(TrainerCallback, ExportableState):
-        place: dict[str, Any] | None = None
-
-        def state(self) -> dict[str, Any]:
-            place = {"loader": steps.state_dict(), "batches_per_step": together}
-            return {"args": {}, "attributes": {"place": place}}
-
-        def on_train_begin(
-            self, args: TrainingArguments, state: TrainerState, control: Any, **_: Any
-        ) -> None:
-            if state.global_step:
-                # A dict, whatever its annotation says.
-                callbacks: Any = state.stateful_callbacks
-                place = callbacks.get(type(self).__name__, _NOWHERE)["attributes"]["place"]
-                steps.skipped = _to_skip(steps, place, args, state, together=together)
-                steps.load_state_dict(place["loader"])
-
-    return LoaderPosition()
-
-
-_NOWHERE: dict[str, Any] = {"attributes": {"place": None}}
-
-
-def _to_skip(
-    steps: Steps, place: Any, args: TrainingArguments, state: TrainerState, *, together: int
-) -> int:
-    """How many batches Trainer is going to skip in the epoch that it goes on with."""
-    if place is None:
-        raise InputError(
-            "this checkpoint does not say where its loader was: no DistillationTrainer wrote it. "
-            "To begin the data anew, load its weights and train without resume_from_checkpoint"
-        )
-    if place["batches_per_step"] != together:
-        raise InputError(
-            f"a step of this checkpoint is {place['batches_per_step']} batches (ranks × "
-            f"gradient_accumulation_steps), of this run {together}; Trainer counts epochs in "
-            "steps: choose gradient_accumulation_steps so that they are equal"
-        )
-    if args.ignore_data_skip:
-        raise InputError(
-            "ignore_data_skip=True makes Trainer begin its epoch anew, while the data goes on; "
-            "leave it out: nothing is read that was seen"
-        )
-    accumulated = args.gradient_accumulation_steps
-    # As Trainer counts: an epoch of a stream has max_steps.
-    try:
-        in_epoch = -(-len(steps) // accumulated)
-    except TypeError:
-        in_epoch = state.max_steps
-    return int(state.global_step) % in_epoch * accumulated
-
-
 def _check(args: TrainingArguments, others: dict[str, Any]) -> None:
     """Refuse what would be ignored, or be wrong."""
     for name in ("train_dataset", "data_collator", "compute_loss_func"):
@@ -268,6 +217,14 @@ def _check(args: TrainingArguments, others: dict[str, Any]) -> None:
                 f"{name}= was given; a DistillationTrainer takes its batches from loader= and "
                 "their loss from loss="
             )
+    evaluated = others.get("eval_dataset")
+    for data in evaluated.values() if isinstance(evaluated, dict) else [evaluated]:
+        _check_evaluated(data, others)
+    if args.label_smoothing_factor:
+        raise InputError(
+            f"label_smoothing_factor is {args.label_smoothing_factor:g}, which Trainer applies to "
+            "hard labels in a loss of its own; leave it 0, and smooth in loss="
+        )
     if args.auto_find_batch_size:
         raise InputError(
             "auto_find_batch_size=True cannot change the loader's batches; choose batch_size in "
@@ -283,3 +240,22 @@ def _check(args: TrainingArguments, others: dict[str, Any]) -> None:
             f"this process sees {args.n_gpu} GPUs, among which Trainer would cut every batch "
             "(DataParallel); start one process for each: torchrun --nproc-per-node …"
         )
+
+
+_METRICS = ("compute_metrics", "preprocess_logits_for_metrics")
+
+
+def _check_evaluated(data: Any, metrics: Mapping[str, Any]) -> None:
+    """Refuse what Trainer would take for rows, and what the mean loss of a Loader ignores."""
+    if isinstance(data, (Mix, LabelSet)):
+        raise InputError(
+            f"a {type(data).__name__} was given as eval_dataset; it must be a Loader, "
+            "sl.loader(labels, data), or a dict of them"
+        )
+    if isinstance(data, Loader):
+        for name in _METRICS:
+            if metrics.get(name) is not None:
+                raise InputError(
+                    f"{name}= was given, but of a Loader as eval_dataset only the mean loss is "
+                    "computed; leave it out, and compute metrics in a callback's on_evaluate"
+                )

@@ -46,8 +46,7 @@ class Shape:
 
     def cut(self, records: Records) -> Records:
         """Records of no more tokens than are wanted."""
-        lengths = [length for length in (self.max_length, self.row_length) if length is not None]
-        return records.cut(min(lengths)) if lengths else records
+        return records if self.max_length is None else records.cut(self.max_length)
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ class Packed:
     """Several items in a row of `length` tokens: the longest first, each where it fits best.
 
     Attributes:
-        length: tokens in a row; of longer items so many are used.
+        length: tokens in a row; no item has more.
         mean: tokens of an item, on average.
         seed: of the rows' order; None leaves those first that were begun first.
     """
@@ -151,7 +151,7 @@ class Packed:
         return f"packed {self.batch_size} {self.length}"
 
     def __call__(self, lengths: Int64s, *place: int) -> list[Batch]:
-        rows = self._fill(np.minimum(lengths, self.length))
+        rows = self._fill(lengths)
         if self.seed is not None:
             rows = _shuffled(rows, self.seed, *place)
         starts = range(0, len(rows), self.batch_size)

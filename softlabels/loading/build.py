@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from softlabels.errors import InputError, JoinError, quoted
 from softlabels.inputs.sources import Source
 from softlabels.labelset.reader import LabelSet
+from softlabels.loading.asked import Asked
 from softlabels.loading.assemble import Assembler, Shape
-from softlabels.loading.batches import Arrangement, AsTheyCome, ByLength, Packed
 from softlabels.loading.choice import AndUnlabelled, Choice, Parts, choose, numbers
 from softlabels.loading.feed import Feed, OrderedFeed
 from softlabels.loading.join import ON_MISSING, Join, OnMissing
@@ -27,6 +27,8 @@ from softlabels.loading.stream import StreamedFeed
 from softlabels.loading.teachers import Fuse, Teachers
 
 Int64s = NDArray[np.int64]
+
+logger = logging.getLogger("softlabels")
 
 
 def loader(
@@ -71,7 +73,7 @@ def loader(
         parts: of a sample that was cut into several records: "all", "one" drawn anew for each
             (epoch, key), or in turn ("cycle").
         max_length: tokens of a record, at most; labels are cut with them.
-        row_length: put several records into each row of so many tokens; see
+        row_length: put several records into each row of so many tokens, none of them longer; see
             `softlabels.loading.collate.collate_packed` for what such a batch has.
         by_length: put records of about one length into a batch, to pad less.
         fuse: make one of several sets' labels: the "mixture" of their distributions (at T = 1, see
@@ -112,24 +114,23 @@ def loader(
     _check(leader, data, columns=columns, on_missing=on_missing, verify_inputs=verify_inputs)
     if tokenizer is not None:
         leader.check_tokenizer(tokenizer)
-    asked = _Asked(batch_size, drawn if shuffle else None, shape, by_length)
+    asked = Asked(batch_size, drawn if shuffle else None, shape, by_length)
     asked.check(on_missing)
     wanted = _of_all(teachers, wanted, on_missing)
     source = None if data is None else open_for(leader, data)
     if source is not None and source.read is None:
-        _check_stream(shuffle=shuffle, records=wanted, parts=parts)
+        _check_stream(shuffle=shuffle, records=records, parts=parts, shared=wanted)
         rows = Rows(leader, source, columns=columns, tokenizer=tokenizer)
         feed: Feed[Any] = _streamed(teachers, data, source, rows, asked, on_missing)
     else:
         join = None
         if source is not None:
             join = Join(
-                leader, data, source, records=wanted, columns=columns, tokenizer=tokenizer,
-                on_missing=on_missing,
+                leader, data, source, records=wanted, chosen=records is not None, columns=columns,
+                tokenizer=tokenizer, on_missing=on_missing,
             )  # fmt: skip
             wanted = join.records
-        choice = choose(leader, wanted, parts=parts, seed=drawn)
-        feed = _ordered(teachers, join, choice, asked)
+        feed = _ordered(teachers, join, wanted, asked, parts=parts, seed=drawn)
     made = Loader(
         feed,
         drop_last=drop_last,
@@ -138,7 +139,9 @@ def loader(
         prefetch=2 * _threads(threads) if prefetch is None else count(prefetch, "prefetch"),
         verify_inputs=verify_inputs,
     )
-    _check_some(feed, made, batch_size=batch_size, drop_last=drop_last)
+    items = feed.items()
+    if items is not None and (not items or (drop_last and not len(made))):
+        raise made.without_batches()
     return made
 
 
@@ -164,57 +167,31 @@ def _of_all(teachers: Teachers, wanted: Int64s | None, on_missing: OnMissing) ->
             f"key {quoted(key)} and {len(lacking) - 1} other records of {teachers.leader.name} "
             "have no labels in one of the other sets; pass on_missing='skip' to leave them out"
         )
+    if len(lacking):
+        logger.warning(
+            "%d records of %s have no labels in one of the other sets and are left out",
+            len(lacking),
+            teachers.leader.name,
+        )
     return kept
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """How batches are wanted."""
-
-    batch_size: int
-    seed: int | None
-    shape: Shape
-    by_length: bool
-
-    def check(self, on_missing: OnMissing) -> None:
-        for name, value in (
-            ("batch_size", self.batch_size),
-            ("max_length", self.shape.max_length),
-            ("row_length", self.shape.row_length),
-        ):
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}; it must be at least 1")
-        if self.by_length and self.shape.row_length is not None:
-            raise InputError("by_length and row_length are two ways to pad less; choose one")
-        if self._arranged and on_missing == "hard-label":
-            raise InputError(
-                "by_length and row_length need every record's length, which rows without labels "
-                "have not been given; choose on_missing='skip', or label them too"
-            )
-
-    @property
-    def _arranged(self) -> bool:
-        return self.by_length or self.shape.row_length is not None
-
-    def arrangement(self, labels: LabelSet) -> tuple[Arrangement, Int64s | None]:
-        """The arrangement, and the lengths of the set's records if it asks for them."""
-        if not self._arranged:
-            return AsTheyCome(self.batch_size), None
-        lengths = labels.columns(["length"])["length"].to_numpy().astype(np.int64)
-        if self.shape.max_length is not None:
-            lengths = np.minimum(lengths, self.shape.max_length)
-        if self.shape.row_length is None:
-            return ByLength(self.batch_size, self.seed), lengths
-        length = self.shape.row_length
-        mean = float(np.minimum(lengths, length).mean()) if len(lengths) else 1.0
-        return Packed(self.batch_size, length, mean, self.seed), lengths
-
-
-def _ordered(teachers: Teachers, join: Join | None, choice: Choice, asked: _Asked) -> OrderedFeed:
+def _ordered(
+    teachers: Teachers,
+    join: Join | None,
+    wanted: Int64s | None,
+    asked: Asked,
+    *,
+    parts: Parts,
+    seed: int,
+) -> OrderedFeed:
+    choice: Choice = choose(teachers.leader, wanted, parts=parts, seed=seed)
     if join is not None and len(join.unlabelled):
         choice = AndUnlabelled(choice, len(join.unlabelled))
     mixed = min(MIXED_BLOCKS, teachers.leader.groups_in_memory)
     arrangement, lengths = asked.arrangement(teachers.leader)
+    if lengths is not None:
+        lengths(np.arange(len(teachers.leader)) if wanted is None else wanted)  # whether they fit
     return OrderedFeed(
         Assembler(teachers, None if join is None else join.rows, asked.shape),
         join,
@@ -230,7 +207,7 @@ def _streamed(
     data: Any,
     source: Source,
     rows: Rows,
-    asked: _Asked,
+    asked: Asked,
     on_missing: OnMissing,
 ) -> StreamedFeed:
     arrangement, lengths = asked.arrangement(teachers.leader)
@@ -267,7 +244,9 @@ def _check(
         raise InputError("columns= names columns of the data; pass it: sl.loader(labels, data)")
 
 
-def _check_stream(*, shuffle: bool, records: Int64s | None, parts: Parts) -> None:
+def _check_stream(
+    *, shuffle: bool, records: Sequence[int] | None, parts: Parts, shared: Int64s | None
+) -> None:
     """Refuse what needs to know a stream's rows before they come."""
     if shuffle:
         raise InputError(
@@ -281,15 +260,12 @@ def _check_stream(*, shuffle: bool, records: Int64s | None, parts: Parts) -> Non
         )
     if parts != "all":
         raise InputError(f"data is a stream; parts={parts!r} needs data with random access")
-
-
-def _check_some(feed: Feed[Any], made: Loader, *, batch_size: int, drop_last: bool) -> None:
-    items = feed.items()
-    if items is None:
-        return
-    if not items or (drop_last and not len(made)):
-        what = f" and drop_last leaves out a batch below {batch_size}" if items else ""
-        raise InputError(f"there are {items} records to load{what}")
+    if shared is not None:
+        raise InputError(
+            "the other label sets lack records of the first one, and data is a stream, of which "
+            "they cannot be left out; pass data with random access, or put the set with the "
+            "fewest records first"
+        )
 
 
 def _threads(threads: int | None) -> int:

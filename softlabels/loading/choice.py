@@ -92,7 +92,7 @@ class OnePart:
 
     @property
     def name(self) -> bytes:
-        kind = b"cycle" if self.hashes is None else b"one"
+        kind = b"cycle" if self.hashes is None else f"one {self.seed} ".encode()
         return kind + self.records.tobytes()
 
     def __call__(self, items: Int64s, epoch: int) -> Int64s:

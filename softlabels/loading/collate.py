@@ -86,18 +86,20 @@ def collate_packed(records: Records, rows: Int64s, *, length: int, pad_id: int) 
     }
 
 
-def block_causal_mask(segment_ids: Tensor) -> Tensor:
-    """Which tokens a token may look at: those before it in its own record, and itself.
+def block_causal_mask(segment_ids: Tensor, *, causal: bool = True) -> Tensor:
+    """Which tokens a token may look at: those of its own record, up to itself where causal.
 
     Args:
         segment_ids: int64 (B, T), of a packed batch.
+        causal: False for students that see whole records, as teachers of `hard_label_alignment`
+            "same" do: encoders, say.
 
     Returns:
         bool (B, 1, T, T), the 4-dimensional attention_mask of transformers and of
         `scaled_dot_product_attention`; a padding looks at paddings, so that no row of it is empty.
     """
     same = segment_ids.unsqueeze(-1) == segment_ids.unsqueeze(-2)
-    return same.tril().unsqueeze(1)
+    return (same.tril() if causal else same).unsqueeze(1)
 
 
 def _tokens(

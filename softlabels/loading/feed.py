@@ -11,10 +11,12 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from softlabels.labelset.reader import LabelSet
 from softlabels.loading.assemble import Assembler, Beside
 from softlabels.loading.batches import Arrangement, Batch, Place, arranged, regroup
 from softlabels.loading.choice import Choice
 from softlabels.loading.join import Join, JoinReport
+from softlabels.loading.lengths import Lengths
 from softlabels.loading.order import Order
 
 Int64s = NDArray[np.int64]
@@ -25,9 +27,13 @@ class Feed(Protocol[B]):
     """The batches of every epoch, and how one is made.
 
     Attributes:
+        labels: the set that leads.
         name: two feeds of one name deliver the same; saved places depend on it.
         report: what the join to the data found, if there is data and it is known.
     """
+
+    @property
+    def labels(self) -> LabelSet: ...
 
     @property
     def report(self) -> JoinReport | None: ...
@@ -69,7 +75,7 @@ class OrderedFeed:
         choice: which records.
         order: of the choice's items.
         arrangement: of the order's items in batches.
-        lengths: tokens of every record of the set; None where the arrangement does not ask.
+        lengths: of the set's records; None where the arrangement does not ask.
     """
 
     def __init__(
@@ -80,7 +86,7 @@ class OrderedFeed:
         choice: Choice,
         order: Order,
         arrangement: Arrangement,
-        lengths: Int64s | None,
+        lengths: Lengths | None,
     ) -> None:
         self._assembler, self._join, self._choice = assembler, join, choice
         self._order, self._arrangement, self._lengths = order, arrangement, lengths
@@ -89,13 +95,18 @@ class OrderedFeed:
     def name(self) -> str:
         order = self._order
         state = hashlib.sha256(f"{order.seed} {order.mixed} {self._arrangement.name}".encode())
-        teachers = self._assembler.teachers
-        for receipt in teachers.leader.receipts:
+        for receipt in self.labels.receipts:
             state.update(receipt.sha256.encode())
-        state.update(teachers.name.encode())
+        state.update(self._assembler.teachers.name.encode())
         state.update(order.bounds.tobytes())
         state.update(self._choice.name)
+        if self._lengths is not None:
+            state.update(self._lengths.tokens.tobytes())
         return state.hexdigest()[:16]
+
+    @property
+    def labels(self) -> LabelSet:
+        return self._assembler.teachers.leader
 
     @property
     def report(self) -> JoinReport | None:
@@ -112,7 +123,7 @@ class OrderedFeed:
         """Records in the epoch's order, and their lengths."""
         for items in regroup(self._windows(epoch, skip), self._arrangement.chunk):
             records = self._choice(items, epoch)
-            yield records, records if self._lengths is None else self._lengths[records]
+            yield records, records if self._lengths is None else self._lengths(records)
 
     def _windows(self, epoch: int, skip: int) -> Iterator[Int64s]:
         """The order's windows; of a remote set the next ones are fetched while one is delivered."""
@@ -129,7 +140,10 @@ class OrderedFeed:
         return self._assembler.make(numbers, batch.rows, rows, epoch=epoch, verify=verify)
 
     def filler(self, batch: Batch, *, epoch: int) -> dict[str, Any]:
-        return self._assembler.filler(*self._fetch(batch.items[:1]), epoch=epoch)
+        # A row without labels may have no token either.
+        labelled = batch.items[batch.items >= 0][:1]
+        some = labelled if len(labelled) else batch.items
+        return self._assembler.filler(*self._fetch(some), epoch=epoch)
 
     def _fetch(self, items: Int64s) -> tuple[Int64s, Beside | None]:
         """Record numbers, and the data's rows."""

@@ -12,6 +12,8 @@ from torch import Tensor
 from softlabels.errors import InputError, VocabularyMismatchError
 from softlabels.labels import SoftLabels
 
+NO_MIXTURE = "sampled labels have weights, no probabilities to mix; keep the teachers apart"
+
 
 def mixture(teachers: Sequence[SoftLabels], weights: Sequence[float]) -> SoftLabels:
     r"""The mixture Σ wᵢ pᵢ of teachers, at temperature 1.
@@ -66,7 +68,12 @@ def alike(teachers: Sequence[SoftLabels]) -> list[SoftLabels]:
     """The same labels with the fields, temperatures and k that all have, to be put together.
 
     Fewer entries are filled up with unused ones.
+
+    Raises:
+        InputError: some are sampled, and some are not.
     """
+    if len({y.sampled for y in teachers}) > 1:
+        raise InputError("weights of sampled labels are no probabilities; keep the teachers apart")
     k = max(y.k for y in teachers)
     common = [t for t in teachers[0].temperatures if all(t in y.temperatures for y in teachers)]
     names = ("logsumexp", "hard_log_probs")
@@ -106,9 +113,7 @@ def _check(teachers: Sequence[SoftLabels]) -> None:
     first = teachers[0]
     for other in teachers:
         if other.sampled:
-            raise InputError(
-                "sampled labels have weights, no probabilities to mix; keep the teachers apart"
-            )
+            raise InputError(NO_MIXTURE)
         if other.shape != first.shape:
             raise InputError(f"teachers cover {tuple(first.shape)} and {tuple(other.shape)}")
         if None not in (first.classes, other.classes) and first.classes != other.classes:

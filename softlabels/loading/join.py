@@ -70,13 +70,15 @@ class Join:
         data: anything with random access that `softlabels.precompute` takes.
         source: the same, opened.
         records: the record numbers that are wanted, ascending; None for all.
+        chosen: the user named them, so that each must have its row.
         columns: as for `Rows`.
         tokenizer: as for `Rows`.
         on_missing: what happens to rows without labels.
 
     Attributes:
         records: those that have a row, ascending; None for all of the set.
-        unlabelled: the rows that are to be trained on their hard labels alone, (N,).
+        unlabelled: the rows that are to be trained on their hard labels alone, (N,); none that
+            labelling rejected for lack of a token.
         report: what was found.
 
     Raises:
@@ -92,6 +94,7 @@ class Join:
         source: Source,
         *,
         records: Int64s | None,
+        chosen: bool,
         columns: Sequence[str] | None,
         tokenizer: Any,
         on_missing: OnMissing,
@@ -101,12 +104,15 @@ class Join:
         self._source.check_unique_keys()
         self.rows = Rows(labels, self._source, columns=columns, tokenizer=tokenizer)
         self._row_of, without = self._find_rows()
-        unknown = without[~self._rejected(without)]
-        self.records, self.report = self._joined(records, unknown)
-        self.report = replace(self.report, rejected=len(without) - len(unknown))
+        rejected = self._rejected(without)
+        unknown, rejects = without[~rejected], without[rejected]
+        self.records, self.report = self._joined(records, unknown, chosen=chosen)
+        self.report = replace(self.report, rejected=len(rejects))
         if len(unknown) and on_missing == "error":
             raise self._missing(unknown)
-        self.unlabelled = without if on_missing == "hard-label" else without[:0]
+        self.unlabelled = without[:0]
+        if on_missing == "hard-label":
+            self.unlabelled = np.union1d(unknown, self._with_tokens(rejects))
         self.report.log()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -171,29 +177,35 @@ class Join:
             return np.zeros(len(rows), bool)
         return np.asarray([key in known for key in self._keys_of(rows)], bool)
 
+    def _with_tokens(self, rows: Int64s) -> Int64s:
+        """Which of these rows have a token to train on."""
+        parts = (rows[chunk] for chunk in chunks(len(rows), KEY_BATCH_ROWS))
+        found = [part[self.rows.with_tokens(self.table(part))] for part in parts]
+        return np.concatenate([rows[:0], *found])
+
     def _keys_of(self, rows: Int64s) -> list[Any]:
         keys: list[Any] = self.keys(self.table(rows), rows).to_pylist()
         return keys
 
-    def _joined(self, wanted: Int64s | None, without: Int64s) -> tuple[Int64s | None, JoinReport]:
+    def _joined(
+        self, wanted: Int64s | None, without: Int64s, *, chosen: bool
+    ) -> tuple[Int64s | None, JoinReport]:
         """The wanted records that have a row, and the report."""
-        joined = np.flatnonzero(self._row_of >= 0)
-        lost = np.flatnonzero(self._row_of < 0)
-        if wanted is not None:
-            lacking = wanted[self._row_of[wanted] < 0]
-            if len(lacking):
-                raise JoinError(
-                    f"key {quoted(self._key_of(lacking))} has labels but no row in the data, as "
-                    f"have {len(lacking) - 1} other of the chosen records; join the data that was "
-                    "labelled, or choose with records= those whose rows are there"
-                )
-            joined = wanted
+        every = np.arange(len(self._labels)) if wanted is None else wanted
+        has_row = self._row_of[every] >= 0
+        joined, lost = every[has_row], every[~has_row]
+        if chosen and len(lost):
+            raise JoinError(
+                f"key {quoted(self._key_of(lost))} has labels but no row in the data, as "
+                f"have {len(lost) - 1} other of the chosen records; join the data that was "
+                "labelled, or choose with records= those whose rows are there"
+            )
         report = JoinReport(
             len(joined),
             len(without),
             self._key_of_row(without) if len(without) else None,
-            0 if wanted is not None else len(lost),
-            self._key_of(lost) if wanted is None and len(lost) else None,
+            len(lost),
+            self._key_of(lost) if len(lost) else None,
         )
         everything = len(joined) == len(self._labels)
         return (None if everything else joined), report

@@ -39,8 +39,11 @@ class Loader(IterableDataset[dict[str, Any]]):
     """Iterate over it for one epoch of batches; made by `softlabels.loader`.
 
     Each `iter()` begins the current epoch; with its last batch the next one begins, in another
-    order if it is shuffled. `state_dict` may be taken after any batch: a few integers, the same on
-    every rank, from which a loader with any number of ranks, threads or workers goes on.
+    order if it is shuffled. An iterator older than another one, or than a call of `set_epoch` or
+    `load_state_dict`, goes on with its epoch and no longer moves the loader.
+
+    `state_dict` may be taken after any batch: a few integers, the same on every rank, from which a
+    loader with any number of ranks, threads or workers goes on.
 
     The batches of an epoch are the same for every number of ranks; rank r of W gets the batches r,
     r + W, … In a last round that is not full, the ranks left over get one token without labels,
@@ -49,7 +52,9 @@ class Loader(IterableDataset[dict[str, Any]]):
     `torch.utils.data.DataLoader(loader, batch_size=None)` gives the same batches in the same
     order, whatever its `num_workers`, but threads are faster. Workers hold copies: with them this
     object's state does not move, so call `set_epoch` before each epoch, and save only between
-    epochs, or use torchdata's `StatefulDataLoader`.
+    epochs, or use torchdata's `StatefulDataLoader`. Persistent workers keep their first copies,
+    which `set_epoch` does not reach: they go from epoch to epoch by themselves, and refuse to go
+    on after one that was left early.
 
     Args:
         feed: what is delivered.
@@ -75,6 +80,7 @@ class Loader(IterableDataset[dict[str, Any]]):
         self._threads, self._prefetch, self._verify = threads, prefetch, verify_inputs
         self._epoch, self._place, self._resume = 0, Place(), Place()
         self._turn = 0
+        self._reader, self._left = 0, False
         self._first_epoch: int | None = None
 
     @property
@@ -87,9 +93,18 @@ class Loader(IterableDataset[dict[str, Any]]):
         """Which epoch the next batch is of, from 0."""
         return self._epoch
 
+    @property
+    def causal(self) -> bool:
+        """Whether labels at a token are of the next one, so that a student must not see it."""
+        return self.feed.labels.plan.hard_label_alignment == "next"
+
     def __len__(self) -> int:
         """Steps in an epoch, the same on every rank; TypeError where the input is a stream."""
-        batches, ranks = self.feed.count(self._epoch, full=self.drop_last), self.ranks.world_size
+        return self.steps_in(self._epoch)
+
+    def steps_in(self, epoch: int) -> int:
+        """Steps in an epoch, as `len` says of the one that is next."""
+        batches, ranks = self.feed.count(epoch, full=self.drop_last), self.ranks.world_size
         return batches // ranks if self.drop_last else -(-batches // ranks)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -97,9 +112,16 @@ class Loader(IterableDataset[dict[str, Any]]):
         if worker is None:
             self.ranks.check()
             refuse_dispatch(self)
+        elif self._left:
+            raise InputError(
+                "this worker process left an epoch early and cannot know which one is wanted now; "
+                "pass persistent_workers=False, so that each epoch has new workers"
+            )
         ours, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         epoch, place, turn = self._epoch, self._resume, self._turn
-        self._resume, self._turn = Place(), 0
+        self._resume, self._turn, self._left = Place(), 0, worker is not None
+        self._reader += 1
+        reader = self._reader
         make = partial(self._make, epoch=epoch, verify=self._verifies(epoch))
         # DataLoader takes from its workers in turn.
         rounds = enumerate(self._rounds(epoch, place), turn)
@@ -112,16 +134,19 @@ class Loader(IterableDataset[dict[str, Any]]):
             # A loop may never ask for more than an epoch has: its last batch begins the next one.
             # Not so among workers, of which only one knows that batch.
             ended = last = last and worker is None
-            self._epoch, self._place = (epoch + 1, Place()) if last else (epoch, after)
-            self._turn = 0 if last else number + 1
+            # Whoever began to iterate, or chose an epoch or place, last says where the loader is.
+            if reader == self._reader:
+                self._epoch, self._place = (epoch + 1, Place()) if last else (epoch, after)
+                self._turn = 0 if last else number + 1
             yield made
-        if not ended:
+        if not ended and reader == self._reader:
             self.set_epoch(epoch + 1)
 
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch; the next `iter()` delivers it from its start."""
-        self._epoch, self._turn = count(epoch, "epoch"), 0
+        self._epoch, self._turn, self._left = count(epoch, "epoch"), 0, False
         self._place = self._resume = Place()
+        self._reader += 1
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader is: plain numbers and text, for `load_state_dict` or JSON."""
@@ -152,11 +177,23 @@ class Loader(IterableDataset[dict[str, Any]]):
         self._place = self._resume = place
         self._turn = 0 if get_worker_info() is None else count(state.get("turn"), "turn")
 
+    def without_batches(self) -> InputError:
+        """What is to be raised where an epoch has no batch."""
+        items = self.feed.items()
+        if items is None:  # a stream, which has ended
+            items = 0 if self.report is None else self.report.records
+        ranks = self.ranks.world_size
+        whose = f" for each of {ranks} ranks" if ranks > 1 else ""
+        dropped = f", and drop_last leaves out what fills no batch{whose}" if self.drop_last else ""
+        return InputError(f"{self.feed.labels.name}: there are {items} records to load{dropped}")
+
     def _rounds(self, epoch: int, place: Place) -> Iterator[Round]:
         """Every round from a place on."""
         batches = self.feed.batches(epoch, place, full=self.drop_last)
         size = self.ranks.world_size
         held = list(islice(batches, size))
+        if place == Place() and (not held or (self.drop_last and len(held) < size)):
+            raise self.without_batches()
         while held and (len(held) == size or not self.drop_last):
             following = list(islice(batches, size))
             last = not following or (self.drop_last and len(following) < size)

@@ -10,7 +10,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from softlabels.errors import InputError
 from softlabels.loading.fuse import normalised
-from softlabels.loading.loader import Loader
+from softlabels.loading.loader import Loader, count
 
 Stop = Literal["shortest", "longest"]
 
@@ -29,6 +29,7 @@ class Mix(IterableDataset[dict[str, Any]]):
         self.loaders, self._names = list(loaders), list(names)
         self._weights, self._stop = np.asarray(weights), stop
         self._taken, self._ended = [0] * len(self.loaders), [0] * len(self.loaders)
+        self._reader = 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         if get_worker_info() is not None:
@@ -36,9 +37,15 @@ class Mix(IterableDataset[dict[str, Any]]):
                 "a mix has threads of its own and no use for DataLoader's workers; pass "
                 "num_workers=0, or iterate over it without a DataLoader"
             )
+        self._reader += 1
+        reader, over = self._reader, False
         batches = [iter(loader) for loader in self.loaders]
-        over = False
         while not over:
+            if reader != self._reader:
+                raise InputError(
+                    "this mix has been iterated over or given a state elsewhere since, and is in "
+                    "one place only; iterate over it anew"
+                )
             index = self._next()
             loader, epoch = self.loaders[index], self.loaders[index].epoch
             batch = next(batches[index], None)
@@ -47,6 +54,12 @@ class Mix(IterableDataset[dict[str, Any]]):
                 batch = next(batches[index], None)
             if batch is None:
                 raise InputError(f"the loader {self._names[index]!r} gives no batches")
+            if "source" in batch:
+                raise InputError(
+                    f"the data of loader {self._names[index]!r} has a column 'source', which in a "
+                    "mix says whose batch it is; rename it, or choose others: "
+                    "sl.loader(…, columns=[…])"
+                )
             self._taken[index] += 1
             self._ended[index] += loader.epoch > epoch
             if over := self._over():
@@ -71,12 +84,17 @@ class Mix(IterableDataset[dict[str, Any]]):
         Raises:
             InputError: the state is of another mix.
         """
-        known = state.get("version") == 1 and isinstance(state.get("loaders"), list)
-        if not known or len(state["loaders"]) != len(self.loaders):
+        fits = state.get("version") == 1 and all(
+            isinstance(state.get(name), list) and len(state[name]) == len(self.loaders)
+            for name in ("loaders", "taken", "ended")
+        )
+        if not fits:
             raise InputError("this state is of another mix; its loaders must be the same")
+        taken, ended = ([count(n, name) for n in state[name]] for name in ("taken", "ended"))
         for loader, its in zip(self.loaders, state["loaders"], strict=True):
             loader.load_state_dict(its)
-        self._taken, self._ended = list(state["taken"]), list(state["ended"])
+        self._taken, self._ended = taken, ended
+        self._reader += 1
 
     def _next(self) -> int:
         """The loader that is furthest behind, the first of several."""
@@ -112,6 +130,10 @@ def mix(
     parts = list(loaders.values()) if isinstance(loaders, Mapping) else list(loaders)
     if not parts:
         raise InputError("mix() needs at least one loader")
+    if len(set(map(id, parts))) < len(parts):
+        raise InputError(
+            "a loader is given twice, but is at one place only; make two, or give it more weight"
+        )
     if stop not in ("shortest", "longest"):
         raise InputError(f"stop is {stop!r}; it is 'shortest' or 'longest'")
     shares = normalised([1.0] * len(parts) if weights is None else weights, len(parts))

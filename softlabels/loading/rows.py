@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -49,9 +49,28 @@ class Rows:
         self._plan, self._labels, self._tokenizer = labels.plan, labels, tokenizer
         self._lock = threading.Lock()
         self.columns = _extra_columns(source, columns)
+        self._chosen, self._first = columns is not None, frozenset(source.schema.names)
         self.needed = [*source.columns, *(c for c in self.columns if c not in source.columns)]
         if not self._plan.store_inputs:
             self._load_tokenizer()
+
+    def of_first_columns(self, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        """A stream's tables, none of which has a column that its first rows lack.
+
+        Raises:
+            InputError: one has, and nobody chose others.
+        """
+        row = 0
+        for table in tables:
+            late = [] if self._chosen else sorted({*table.column_names} - self._first - {*FIELDS})
+            if late:
+                raise InputError(
+                    f"rows {row} to {row + len(table) - 1} of the stream have a column "
+                    f"{quoted(late[0])}, which the first rows lack; give it to all of them, null "
+                    "where it has no value, or choose others: sl.loader(…, columns=[…])"
+                )
+            yield table
+            row += len(table)
 
     def check(self, table: pa.Table, records: Records, rows: Int64s) -> None:
         """Hold rows to the digests of what was labelled.
@@ -151,6 +170,10 @@ class Rows:
             label_offsets=np.zeros(len(windows) + 1, np.int64),
         )
         return records, windows.rows
+
+    def with_tokens(self, table: pa.Table) -> Int64s:
+        """The rows that `unlabelled` makes records of, ascending."""
+        return np.unique(self._prepare(table).rows) if len(table) else np.empty(0, np.int64)
 
     def extra(self, table: pa.Table) -> dict[str, Any]:
         """The data's own columns: numbers as tensors of shape (B,), all else as lists."""

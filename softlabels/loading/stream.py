@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from torch.utils.data import IterableDataset, get_worker_info
 
 from softlabels.errors import InputError, JoinError, quoted
 from softlabels.inputs.sources import Source
@@ -17,6 +18,7 @@ from softlabels.labelset.reader import LabelSet
 from softlabels.loading.assemble import Assembler, Beside
 from softlabels.loading.batches import Arrangement, Place, arranged
 from softlabels.loading.join import JoinReport, OnMissing
+from softlabels.loading.lengths import Lengths
 from softlabels.loading.rows import Rows, open_for
 from softlabels.loading.walk import Walk
 
@@ -66,10 +68,11 @@ class StreamedFeed:
         source: the data, opened for the first time.
         assembler: makes the batches.
         arrangement: of the stream's records in batches.
-        lengths: tokens of every record of the set; None where the arrangement does not ask.
+        lengths: of the set's records; None where the arrangement does not ask.
         on_missing: what happens to rows without labels.
 
     Attributes:
+        labels: the set.
         report: what was found in the epoch that was last delivered to its end; None before.
     """
 
@@ -82,10 +85,10 @@ class StreamedFeed:
         rows: Rows,
         assembler: Assembler,
         arrangement: Arrangement,
-        lengths: Int64s | None,
+        lengths: Lengths | None,
         on_missing: OnMissing,
     ) -> None:
-        self._labels, self._data = labels, data
+        self.labels, self._data = labels, data
         self._opened: Source | None = source
         self._rows, self._assembler, self._arrangement = rows, assembler, arrangement
         self._lengths, self._on_missing = lengths, on_missing
@@ -97,9 +100,11 @@ class StreamedFeed:
     @property
     def name(self) -> str:
         state = hashlib.sha256(f"stream {self._on_missing} {self._arrangement.name}".encode())
-        for receipt in self._labels.receipts:
+        for receipt in self.labels.receipts:
             state.update(receipt.sha256.encode())
         state.update(self._assembler.teachers.name.encode())
+        if self._lengths is not None:
+            state.update(self._lengths.tokens.tobytes())
         return state.hexdigest()[:16]
 
     def batches(
@@ -117,7 +122,10 @@ class StreamedFeed:
         return self._assembler.make(numbers, batch.layout, rows, epoch=epoch, verify=verify)
 
     def filler(self, batch: StreamBatch, *, epoch: int) -> dict[str, Any]:
-        return self._assembler.filler(*self._beside(batch.matched.take(np.arange(1))), epoch=epoch)
+        # A row without labels may have no token either.
+        labelled = np.flatnonzero(batch.matched.items >= 0)[:1]
+        some = batch.matched.take(labelled) if len(labelled) else batch.matched
+        return self._assembler.filler(*self._beside(some), epoch=epoch)
 
     def count(self, epoch: int, *, full: bool) -> int:
         raise TypeError(
@@ -134,10 +142,10 @@ class StreamedFeed:
         return labelled.items, Beside(labelled.table, labelled.rows, lone.table, keys)
 
     def _keys(self, table: pa.Table, rows: Int64s) -> pa.Array:
-        key = self._labels.plan.data.key
+        key = self.labels.plan.data.key
         if key is None:
             return pa.array(rows)
-        kind = pa.string() if self._labels.plan.data.key_type == "string" else pa.int64()
+        kind = pa.string() if self.labels.plan.data.key_type == "string" else pa.int64()
         return table.column(key).combine_chunks().cast(kind)
 
     def _chunks(self, epoch: int, skip: int) -> Iterator[tuple[Matched, Int64s]]:
@@ -161,27 +169,27 @@ class StreamedFeed:
             yield self._with_lengths(_joined(held))
 
     def _with_lengths(self, matched: Matched) -> tuple[Matched, Int64s]:
-        return matched, matched.items if self._lengths is None else self._lengths[matched.items]
+        return matched, matched.items if self._lengths is None else self._lengths(matched.items)
 
     def _walk(self, epoch: int) -> Iterator[Matched]:
         """The stream's rows and their records, a table at a time."""
-        walk = Walk(self._labels)
-        source, first, missing, rejected = self._open(epoch), 0, 0, 0
+        walk, source = Walk(self.labels), self._open(epoch)
+        first, missing, rejects = 0, 0, 0
         first_missing: str | int | None = None
         for table in source.tables(self._rows.needed):
             rows = np.arange(first, first + len(table))
             keys = source.keys(table, first)
             places, records = walk.match(keys)
             lone = np.setdiff1d(np.arange(len(table)), places)
-            for place in lone.tolist():
-                key = keys[place].as_py()
-                if key in self._labels.rejected:
-                    rejected += 1
-                    continue
-                self._refuse_missing(key, first + place)
-                first_missing = key if not missing else first_missing
-                missing += 1
+            known = [keys[place].as_py() in self.labels.rejected for place in lone.tolist()]
+            rejected = np.asarray(known, bool)
+            if len(unknown := lone[~rejected]):
+                key = keys[int(unknown[0])].as_py()
+                self._refuse_missing(key, int(rows[unknown[0]]))
+                first_missing = first_missing if missing else key
+            missing, rejects = missing + len(unknown), rejects + int(rejected.sum())
             if self._on_missing == "hard-label":
+                lone = self._trained(table, lone, rejected)
                 places = np.concatenate([places, lone])
                 records = np.concatenate([records, np.full(len(lone), -1)])
                 order = np.argsort(places, kind="stable")
@@ -189,9 +197,15 @@ class StreamedFeed:
             yield Matched(records, table.take(pa.array(places)), rows[places])
             first += len(table)
         lost = walk.unseen()
-        extra = self._labels.identity(lost[:1])["key"][0].as_py() if len(lost) else None
-        self.report = JoinReport(walk.count, missing, first_missing, len(lost), extra, rejected)
+        extra = self.labels.identity(lost[:1])["key"][0].as_py() if len(lost) else None
+        self.report = JoinReport(walk.count, missing, first_missing, len(lost), extra, rejects)
         self.report.log()
+
+    def _trained(self, table: pa.Table, lone: Int64s, rejected: NDArray[np.bool_]) -> Int64s:
+        """Places of the rows without labels that come: not those rejected for lack of a token."""
+        rejects = lone[rejected]
+        usable = rejects[self._rows.with_tokens(table.take(pa.array(rejects)))]
+        return np.union1d(lone[~rejected], usable)
 
     def _refuse_missing(self, key: str | int | None, row: int) -> None:
         if self._on_missing == "error":
@@ -206,18 +220,39 @@ class StreamedFeed:
         if hasattr(self._data, "set_epoch"):
             self._data.set_epoch(epoch)
             self._opened = None  # it was opened for another epoch, perhaps
+        if (worker := get_worker_info()) is not None:
+            self._check_worker(worker.num_workers)
+            self._opened = None  # forked workers share its open files, and where they stand
         opened, self._opened = self._opened, None
         if opened is None and isinstance(self._data, Iterator):
             raise InputError(
                 "the data can be iterated over once only; for another epoch pass something that "
                 "begins again, such as a datasets.IterableDataset"
             )
-        return open_for(self._labels, self._data) if opened is None else opened
+        source = open_for(self.labels, self._data) if opened is None else opened
+        assert source.stream is not None
+        return replace(source, stream=self._rows.of_first_columns(source.stream))
+
+    def _check_worker(self, workers: int) -> None:
+        """Refuse what does not give every worker process all rows from the first one on."""
+        # Of datasets' streams, IterableDatasets too, whole tables are asked for: nothing is shared.
+        shared = isinstance(self._data, IterableDataset) and not hasattr(self._data, "with_format")
+        if isinstance(self._data, Iterator) or (shared and workers > 1):
+            raise InputError(
+                f"the data is a stream ({type(self._data).__name__}) that every worker process "
+                "reads for itself, but may give each a share of its rows, or go on where another "
+                "one was; set num_workers=0: the loader's threads prepare batches, "
+                "sl.loader(…, threads=…)"
+            )
 
 
 def _joined(parts: list[Matched]) -> Matched:
-    return Matched(
-        np.concatenate([part.items for part in parts]),
-        pa.concat_tables([part.table for part in parts], promote_options="permissive"),
-        np.concatenate([part.rows for part in parts]),
-    )
+    rows = np.concatenate([part.rows for part in parts])
+    try:
+        table = pa.concat_tables([part.table for part in parts], promote_options="permissive")
+    except pa.ArrowException as error:
+        raise InputError(
+            f"rows {rows[0]} to {rows[-1]} of the stream differ in type: {quoted(error)[1:-1]}; "
+            "make them alike, or leave the column out: sl.loader(…, columns=[…])"
+        ) from None
+    return Matched(np.concatenate([part.items for part in parts]), table, rows)

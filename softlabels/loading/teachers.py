@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from softlabels.codecs.sampled import Sampled
 from softlabels.errors import InputError, JoinError, VocabularyMismatchError, quoted
 from softlabels.inputs.digests import key_hashes
 from softlabels.labels import SoftLabels
 from softlabels.labelset.reader import LabelSet
 from softlabels.labelset.records import Records, join
 from softlabels.loading.choice import drawn
-from softlabels.loading.fuse import alike, mixture, normalised
+from softlabels.loading.fuse import NO_MIXTURE, alike, mixture, normalised
 
 Int64s = NDArray[np.int64]
 Uint64s = NDArray[np.uint64]
@@ -72,7 +73,7 @@ class Follower:
                 )
 
 
-def _check_alike(leader: LabelSet, other: LabelSet) -> None:
+def _check_alike(leader: LabelSet, other: LabelSet, fuse: Fuse | None) -> None:
     ours, theirs = leader.plan, other.plan
     if ours.teacher.classes != theirs.teacher.classes or ours.tokenizer != theirs.tokenizer:
         raise VocabularyMismatchError(
@@ -80,6 +81,21 @@ def _check_alike(leader: LabelSet, other: LabelSet) -> None:
             f"{ours.teacher.classes}, or with another tokenizer; teachers of one batch have to "
             "speak of the same classes and tokens"
         )
+    if ours.hard_label_alignment != theirs.hard_label_alignment:
+        raise InputError(
+            f"labels at a token of {leader.name} are of the {ours.hard_label_alignment!r} token, "
+            f"of {other.name} of the {theirs.hard_label_alignment!r} one; teachers of one batch "
+            "have to answer the same question: load them with a loader each"
+        )
+    sampled = [isinstance(labels.codec, Sampled) for labels in (leader, other)]
+    if fuse == "choice" and sampled[0] != sampled[1]:
+        of_weights, of_probabilities = (leader, other) if sampled[0] else (other, leader)
+        raise InputError(
+            f"{of_weights.name} is sampled, {of_probabilities.name} is not, and no loss fits a "
+            "batch of both; leave out fuse= and give each a loss of its own"
+        )
+    if fuse == "mixture" and any(sampled):
+        raise InputError(NO_MIXTURE)
 
 
 def _identity_hashes(labels: LabelSet) -> Uint64s:
@@ -134,16 +150,23 @@ class Teachers:
         if isinstance(labels, LabelSet):
             labels = [labels]
         names = list(labels) if isinstance(labels, Mapping) else None
-        leader, *others = labels.values() if isinstance(labels, Mapping) else labels
+        given = labels.values() if isinstance(labels, Mapping) else labels
+        sets = list(given) if isinstance(given, Iterable) else []
+        if not sets or not all(isinstance(one, LabelSet) for one in sets):
+            raise InputError(
+                f"labels are {labels!r}; expected an opened label set, or several in a list or by "
+                "name: sl.loader(sl.LabelSet.open(path), …)"
+            )
+        leader, *others = sets
         if fuse not in (None, *FUSE):
             raise InputError(f"fuse is {fuse!r}; it is one of {', '.join(FUSE)}, or None")
         if (fuse is not None or weights is not None) and not others:
             raise InputError("fuse= and weights= are for several label sets; there is one")
         if weights is not None and fuse is None:
             raise InputError("weights= says how to fuse label sets; choose fuse='mixture'")
-        shares = normalised([1.0] * (len(others) + 1) if weights is None else weights, len(labels))
+        shares = normalised([1.0] * (len(others) + 1) if weights is None else weights, len(sets))
         for other in others:
-            _check_alike(leader, other)
+            _check_alike(leader, other, fuse)
         followers = [Follower.of(leader, other) for other in others]
         return cls(leader, followers, names=names, fuse=fuse, weights=shares, seed=seed)
 
@@ -161,7 +184,8 @@ class Teachers:
     def name(self) -> str:
         """What a saved place depends on."""
         shards = [r.sha256 for f in self._followers for r in f.labels.receipts]
-        return f"{self.fuse} {self._weights} {' '.join(shards)}"
+        fuse = f"choice {self._seed}" if self.fuse == "choice" else self.fuse
+        return f"{fuse} {self._weights} {' '.join(shards)}"
 
     def prefetch(self, numbers: Int64s) -> None:
         """Begin to fetch the row groups of these records where a set is remote."""

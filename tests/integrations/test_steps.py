@@ -41,6 +41,41 @@ def test_they_are_the_loaders_batches_and_the_last_is_known(labels: sl.LabelSet)
         assert len(some) == len(expected)
 
 
+def test_their_length_is_that_of_the_epoch_that_is_iterated_over(labels: sl.LabelSet) -> None:
+    options: dict[str, Any] = {"batch_size": 1, "seed": 0, "row_length": 7, "parts": "one"}
+    loader, lengths = sl.loader(labels, **options), []
+    for _ in range(6):
+        lengths.append(len(loader))
+        list(loader)
+    assert len(set(lengths)) > 1
+    some = Steps(sl.loader(labels, **options))
+    for epoch, expected in enumerate(lengths):
+        assert len(some) == expected
+        batches = iter(some) if epoch % 2 else islice(some, expected)
+        assert [len(some) for _ in batches] == [expected] * expected
+        del batches
+
+
+def test_older_iterators_go_on_and_save_no_state(labels: sl.LabelSet) -> None:
+    some, whole = steps(labels), epochs(labels)[0]
+    begun = some.state_dict()
+    older = iter(some)
+    found = [next(older)]
+    some.load_state_dict(begun)
+    for batch in older:
+        found.append(batch)
+        assert (some.state_dict(), some.last) == (begun, False)
+    assert pairs(found) == whole
+    older = iter(some)
+    next(older)
+    newer = iter(some)
+    assert pairs([next(newer)]) == whole[1:2]
+    state = some.state_dict()
+    del older
+    assert some.state_dict() == state
+    assert pairs(newer) == whole[2:]
+
+
 def test_a_loop_that_counts_batches_comes_to_the_next_epoch(labels: sl.LabelSet) -> None:
     some = steps(labels)
     for expected in epochs(labels):

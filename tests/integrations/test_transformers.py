@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from students import arguments, close, flat, make_student, oracle, sums
+from transformers import BertConfig, BertForTokenClassification
 
 import softlabels as sl
 from softlabels.errors import InputError
@@ -133,6 +134,58 @@ def test_rows_of_several_records_give_the_same_gradient(
     assert close(weights[1], weights[0])
 
 
+@pytest.mark.parametrize("alignment", ["next", "same"])
+def test_students_of_the_same_token_see_their_whole_record_in_packed_rows(
+    precompute: Any, id_rows: list[dict[str, Any]], tmp_path: Path, alignment: str
+) -> None:
+    teacher = sl.teachers.from_callable(
+        lambda ids: torch.eye(16)[ids.flip(0)] * 5, name="flipped", version="1", classes=16
+    )
+    teacher.alignment = alignment
+    labels = precompute(tmp_path / "labels", id_rows, teacher=teacher)
+    weights = []
+    for options in ({"batch_size": len(labels)}, {"batch_size": 64, "row_length": 16}):
+        made = DistillationTrainer(
+            encoder(), arguments(tmp_path, max_steps=2), loader=sl.loader(labels, **options)
+        )
+        made.train()
+        weights.append(flat(made.model))
+    # An encoder fits labels of its own token; of the next one it would have seen them.
+    assert close(weights[1], weights[0]) == (alignment == "same")
+
+
+def encoder() -> BertForTokenClassification:
+    """One layer that looks both ways over sixteen classes."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=16,
+        num_labels=16,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.5,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    return BertForTokenClassification(config)
+
+
+def test_a_mix_that_no_attention_fits_is_refused(
+    labels: sl.LabelSet, precompute: Any, tmp_path: Path
+) -> None:
+    teacher = sl.teachers.from_callable(
+        lambda ids: torch.eye(16)[ids], name="eye", version="1", classes=16
+    )
+    teacher.alignment = "same"
+    other = precompute(tmp_path / "labels", teacher=teacher)
+    mixed = sl.mix([sl.loader(part, row_length=16) for part in (labels, other)])
+    made = DistillationTrainer(make_student(), arguments(tmp_path, max_steps=1), loader=mixed)
+    with pytest.raises(InputError, match=r"'next' token and of the 'same' one"):
+        made.train()
+
+
 def test_a_loss_may_count_other_positions(labels: sl.LabelSet, tmp_path: Path) -> None:
     def hard(batch: dict[str, Any]) -> torch.Tensor:
         return sl.losses.next_tokens(
@@ -158,6 +211,7 @@ def test_a_loss_may_count_other_positions(labels: sl.LabelSet, tmp_path: Path) -
     [
         ({"dataloader_num_workers": 2}, "threads"),
         ({"auto_find_batch_size": True}, "batch_size in sl.loader"),
+        ({"label_smoothing_factor": 0.1}, r"label_smoothing_factor is 0.1.* smooth in loss="),
     ],
 )
 def test_arguments_that_cannot_be_had_are_refused(
@@ -175,6 +229,44 @@ def test_other_data_and_the_loader_of_another_rank_are_refused(
         DistillationTrainer(make_student(), args, loader=loader, train_dataset=[1])
     with pytest.raises(InputError, match="rank 1 of 2, this process is rank 0 of 1"):
         DistillationTrainer(make_student(), args, loader=sl.loader(labels, rank=1, world_size=2))
+
+
+@pytest.mark.parametrize("name", ["compute_metrics", "preprocess_logits_for_metrics"])
+def test_metrics_of_a_loader_are_refused_and_those_of_rows_are_not(
+    labels: sl.LabelSet, tmp_path: Path, name: str
+) -> None:
+    def made(data: Any) -> DistillationTrainer:
+        return DistillationTrainer(
+            make_student(),
+            arguments(tmp_path),
+            loader=sl.loader(labels),
+            eval_dataset=data,
+            **{name: lambda *_: {}},
+        )
+
+    for data in (sl.loader(labels), {"all": sl.loader(labels)}):
+        with pytest.raises(InputError, match=rf"{name}= was given.* on_evaluate"):
+            made(data)
+    with pytest.raises(InputError, match=rf"{name}= was given"):
+        made([{"input_ids": [1, 2]}]).evaluate(sl.loader(labels))
+
+
+def test_only_a_loader_is_evaluated_and_predictions_are_a_models(
+    labels: sl.LabelSet, tmp_path: Path
+) -> None:
+    made = trainer(labels, tmp_path)
+    for data in (labels, sl.mix([sl.loader(labels)])):
+        name = type(data).__name__
+        words = rf"a {name} was given as eval_dataset; it must be a Loader"
+        with pytest.raises(InputError, match=words):
+            made.evaluate(data)
+        with pytest.raises(InputError, match=words):
+            DistillationTrainer(
+                make_student(), arguments(tmp_path), loader=sl.loader(labels), eval_dataset=data
+            )
+    for data in (labels, sl.loader(labels)):
+        with pytest.raises(InputError, match=r"predict was given .* trainer.model_inputs"):
+            made.predict(data)
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(labels: sl.LabelSet, tmp_path: Path) -> None:

@@ -189,18 +189,6 @@ def test_epochs_differ_and_can_be_chosen(labels: sl.LabelSet) -> None:
     assert seen(stored) == seen(stored)
 
 
-def test_to_choose_an_epoch_while_another_is_read_does_not_mix_their_places(
-    labels: sl.LabelSet,
-) -> None:
-    loader = sl.loader(labels, batch_size=2, seed=0)
-    batches = iter(loader)
-    next(batches)
-    loader.set_epoch(5)
-    assert (loader.state_dict()["epoch"], loader.state_dict()["seen"]) == (5, 0)
-    next(batches)
-    assert (loader.state_dict()["epoch"], loader.state_dict()["seen"]) == (0, 4)
-
-
 def test_a_state_of_another_loader_is_refused(
     labels: sl.LabelSet, tmp_path: Path, precompute: Precompute, samples: list[dict[str, Any]]
 ) -> None:

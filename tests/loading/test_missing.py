@@ -144,6 +144,58 @@ def test_rows_that_nobody_can_tokenise_are_no_records(
         list(alone)
 
 
+@pytest.mark.parametrize("seed", [None, 0, 1])
+def test_rejects_without_a_token_are_in_no_batch(
+    samples: Samples,
+    tmp_path: Path,
+    precompute: Precompute,
+    form: Callable[[Samples], Any],
+    seed: int | None,
+) -> None:
+    empty = [{**samples[0], "id": f"e{i}", "ids": []} for i in range(4)]
+    labels = precompute(tmp_path / "set", [*samples[:4], *empty], on_error="skip")
+    rows = [samples[8], *samples[:3], *empty, *samples[3:6]]
+    stream = form is FORMS["stream"]
+
+    def made(rank: int, world_size: int) -> sl.Loader:
+        chosen = {"on_missing": "hard-label", "batch_size": 2, "seed": None if stream else seed}
+        return sl.loader(labels, form(rows), rank=rank, world_size=world_size, **chosen)
+
+    alone = [batch["key"] for batch in made(0, 1)]
+    assert {key for keys in alone for key in keys} == {"s8", *(f"s{i}" for i in range(6))}
+    for world_size in (2, 3):
+        steps = zip(*(made(rank, world_size) for rank in range(world_size)), strict=True)
+        found = [batch["key"] for step in steps for batch in step]
+        assert [keys for keys in found if keys != [None]] == alone
+    if not stream:
+        assert len(made(0, 1)) == len(alone)
+    report = made(0, 1).report
+    assert stream or (report is not None and report.rejected == 4)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_a_spare_rank_has_a_token_whatever_row_comes_first(
+    fewer: sl.LabelSet, samples: Samples, form: Callable[[Samples], Any], world_size: int
+) -> None:
+    rows = [{**samples[0], "id": "e", "ids": []}, samples[4], *samples[:4]]
+    loaders = [
+        sl.loader(
+            fewer,
+            form(rows),
+            on_missing="hard-label",
+            batch_size=100,
+            rank=rank,
+            world_size=world_size,
+        )
+        for rank in range(world_size)
+    ]
+    (first, *spare) = (list(loader) for loader in loaders)
+    assert len(first) == 1
+    for batches in spare:
+        assert [batch["key"] for batch in batches] == [[None]]
+        assert not batches[0]["soft_labels"].mask.any()
+
+
 def test_options_are_checked(labels: sl.LabelSet, samples: Samples) -> None:
     for options in ({"on_missing": "ignore"}, {"verify_inputs": True}):
         with pytest.raises(InputError, match=r"ignore|True"):

@@ -87,3 +87,48 @@ def test_what_cannot_be_mixed_is_refused(labels: sl.LabelSet) -> None:
         sl.mix(parts).load_state_dict(sl.mix([parts["a"]]).state_dict())
     with pytest.raises(InputError, match="num_workers=0"):
         list(DataLoader(sl.mix(parts), batch_size=None, num_workers=1))
+
+
+def test_a_loader_that_is_given_twice_is_refused(labels: sl.LabelSet) -> None:
+    loader = sl.loader(labels, batch_size=2)
+    for twice in ([loader, loader], {"a": loader, "b": loader}):
+        with pytest.raises(InputError, match="given twice"):
+            sl.mix(twice)
+
+
+def test_a_column_that_is_called_source_is_refused(labels: sl.LabelSet, samples: list[Any]) -> None:
+    rows = [row | {"source": "web"} for row in samples]
+    with pytest.raises(InputError, match=r"'a' has a column 'source'.*columns="):
+        next(iter(sl.mix({"a": sl.loader(labels, rows)})))
+    chosen = sl.mix({"a": sl.loader(labels, rows, columns=["note"])})
+    assert {batch["source"] for batch in chosen} == {"a"}
+
+
+@pytest.mark.parametrize(
+    "changed", [{"taken": None}, {"taken": [0]}, {"ended": [0]}, {"ended": ["0", "0"]}]
+)
+def test_a_state_that_no_mix_made_is_refused_and_changes_nothing(
+    labels: sl.LabelSet, changed: dict[str, Any]
+) -> None:
+    mixed = sl.mix(loaders(labels))
+    next(iter(mixed))
+    before = mixed.state_dict()
+    with pytest.raises(InputError, match=r"another mix|integer"):
+        mixed.load_state_dict(before | changed)
+    assert mixed.state_dict() == before
+
+
+def test_an_older_iterator_of_a_mix_is_refused(labels: sl.LabelSet) -> None:
+    mixed = sl.mix(loaders(labels))
+    older = iter(mixed)
+    next(older)
+    state = mixed.state_dict()
+    newer = iter(mixed)
+    next(newer)
+    with pytest.raises(InputError, match="iterate over it anew"):
+        next(older)
+    next(newer)
+    mixed.load_state_dict(state)
+    with pytest.raises(InputError, match="iterate over it anew"):
+        next(newer)
+    assert mixed.state_dict() == state

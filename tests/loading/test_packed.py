@@ -114,10 +114,32 @@ def test_a_record_is_cut_with_its_labels_and_knows_the_token_it_lost(
         assert same(cut[key], expected)
 
 
-def test_a_row_is_never_longer_than_asked_for(labels: sl.LabelSet) -> None:
-    cut = records(sl.loader(labels, row_length=4))
-    assert max(len(values["tokens"]) for values in cut.values()) == 4
+@pytest.mark.parametrize("kind", [lambda rows: None, lambda rows: rows, iter])
+def test_a_record_that_is_longer_than_a_row_is_an_error_that_names_it(
+    labels: sl.LabelSet, samples: list[Any], kind: Callable[[list[Any]], Any]
+) -> None:
+    words = r'"s1", part 0 .* 6 tokens, .* row_length=5; .*max_length=5'
+    with pytest.raises(InputError, match=words):
+        list(sl.loader(labels, kind(samples), row_length=5))
+    cut = records(sl.loader(labels, kind(samples), row_length=5, max_length=5))
     assert cut.keys() == records(sl.loader(labels)).keys()
+    assert max(len(values["tokens"]) for values in cut.values()) == 5
+
+
+def test_only_records_that_come_must_fit_into_a_row(labels: sl.LabelSet) -> None:
+    lengths = labels.columns(["length"])["length"].to_pylist()
+    short = [number for number, length in enumerate(lengths) if length <= 3]
+    assert len(records(sl.loader(labels, row_length=3, records=short))) == len(short)
+
+
+def test_who_sees_whole_records_sees_no_other(labels: sl.LabelSet) -> None:
+    for batch in sl.loader(labels, batch_size=2, row_length=14):
+        segments = batch["segment_ids"]
+        same = segments[:, :, None] == segments[:, None, :]
+        whole = block_causal_mask(segments, causal=False)
+        assert torch.equal(whole, same[:, None])
+        before = torch.ones(14, 14, dtype=torch.bool).tril()
+        assert torch.equal(block_causal_mask(segments), whole & before)
 
 
 def test_what_does_not_go_together_is_refused(labels: sl.LabelSet, samples: list[Any]) -> None:

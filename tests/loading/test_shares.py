@@ -96,6 +96,11 @@ def test_drop_last_gives_every_rank_full_batches_alone(
     assert len(loaders[0]) == kept
 
 
+def test_too_few_records_for_every_rank_are_refused_and_ranks_named(labels: sl.LabelSet) -> None:
+    with pytest.raises(InputError, match=r"\d+ records to load, .*drop_last.*each of 50 ranks"):
+        ranks(labels, 50, drop_last=True)
+
+
 @pytest.mark.parametrize("options", [{}, {"row_length": 16}, {"max_length": 3}])
 def test_a_filler_has_one_token_and_gives_no_loss_and_no_gradient(
     labels: sl.LabelSet, samples: list[Any], options: dict[str, Any]

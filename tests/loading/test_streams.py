@@ -194,3 +194,39 @@ def test_what_needs_to_know_the_rows_is_refused(labels: sl.LabelSet, samples: Sa
             sl.loader(labels, Rows(samples), **options)
     with pytest.raises(TypeError, match="stream"):
         len(sl.loader(labels, Rows(samples)))
+
+
+@pytest.mark.parametrize("kind", [Rows, iter])
+def test_a_column_that_comes_late_is_an_error_unless_columns_were_chosen(
+    tmp_path: Path, precompute: Precompute, kind: Callable[[Samples], Any]
+) -> None:
+    rows = [{"id": f"s{i}", "ids": [i % 16, 1]} for i in range(100)]
+    labels = precompute(tmp_path / "set", rows, unit_rows=50)
+    late = [row | ({"late": i} if i >= 70 else {}) for i, row in enumerate(rows)]
+    with pytest.raises(InputError, match=r'rows 64 to 99 .* column "late".*first rows lack'):
+        list(sl.loader(labels, kind(late)))
+    assert len(pairs(sl.loader(labels, kind(late), columns=[]))) == 100
+    late[0]["late"] = None
+    given = [value for b in sl.loader(labels, kind(late)) for value in list(b["late"])]
+    assert given == [None] * 70 + list(range(70, 100))
+
+
+def test_a_column_that_changes_its_type_is_an_error_that_says_where(
+    tmp_path: Path, precompute: Precompute
+) -> None:
+    rows = [{"id": f"s{i}", "ids": [i % 16, 1], "w": i if i < 64 else "x"} for i in range(100)]
+    bare = [{name: row[name] for name in ("id", "ids")} for row in rows]
+    labels = precompute(tmp_path / "set", bare, unit_rows=50)
+    for size in (5, 32, 100):
+        with pytest.raises(InputError, match=r"rows \d+ to \d+ of the stream differ.*columns="):
+            list(sl.loader(labels, Rows(rows), batch_size=size))
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 1000, "drop_last": True}])
+def test_a_stream_that_gives_no_batch_is_an_error(
+    labels: sl.LabelSet, samples: Samples, options: dict[str, Any]
+) -> None:
+    rows = samples if options else [row | {"id": f"x{i}"} for i, row in enumerate(samples)]
+    loader = sl.loader(labels, Rows(rows), on_missing="skip", **options)
+    with pytest.raises(InputError, match=r"there are \d+ records to load"):
+        list(loader)

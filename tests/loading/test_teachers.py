@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -203,6 +205,27 @@ def test_records_that_one_teacher_lacks_are_refused_or_left_out(
     loader = sl.loader([sets[0], fewer], samples, on_missing="skip", batch_size=3)
     assert {key for key, _ in by_key(loader, 1)} == {s["id"] for s in samples} - {"s4"}
     assert len(by_key(sl.loader([fewer, sets[0]]), 0)) == len(fewer)
+
+
+def test_records_that_are_left_out_are_logged_and_data_may_lack_others(
+    sets: list[sl.LabelSet],
+    samples: Samples,
+    tmp_path: Path,
+    precompute: Precompute,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fewer = precompute(tmp_path / "set", samples[:9], teacher=teacher(5))
+    with caplog.at_level(logging.WARNING, "softlabels"):
+        loader = sl.loader([sets[0], fewer], samples[1:], on_missing="skip")
+    assert re.search(r"1 records of .* have no labels in one of the other sets", caplog.text)
+    assert {key for key, _ in by_key(loader, 1)} == {s["id"] for s in samples[1:9]}
+    assert loader.report is not None
+    assert (loader.report.extra, loader.report.first_extra) == (1, "s0")
+    with pytest.raises(InputError, match=r"stream.*cannot be left out"):
+        sl.loader([sets[0], fewer], iter(samples), on_missing="skip")
+    chosen = [sets[0].index(s["id"]) for s in samples[:3]]
+    with pytest.raises(JoinError, match=r'"s0" has labels but no row.*chosen records'):
+        sl.loader([sets[0], fewer], samples[1:], on_missing="skip", records=chosen)
 
 
 def test_labels_of_other_tokens_under_the_same_key_are_an_error(
