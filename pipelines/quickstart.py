@@ -52,17 +52,21 @@ def main() -> None:
     softlabels("show", labels, "--positions", 8, "--top", 4)
 
     step("4. Train a student from the labels, in a process that never opens the teacher")
-    script = Path(__file__).with_name("train_student.py")
+    script, student = Path(__file__).with_name("train_student.py"), args.out / "student"
     with watch(teacher / "model.safetensors") as opened:
-        run(Path(sys.executable), script, labels, "--out", args.out, "--keep-closed", teacher)
+        run(Path(sys.executable), script, labels, "--out", student, "--keep-closed", teacher)
     if any(opened):
         sys.exit("error: the teacher's weights were opened while the student trained")
     print("the teacher's weights stayed closed" + (" (watched by inotify)" if opened else ""))
 
     step(f"5. Made in {time.perf_counter() - began:.0f} s")
-    print(f"{labels}       the label set: load it with softlabels, or with datasets alone")
-    print(f"{args.out / 'student.png'}  the student's loss, and how often it agrees")
-    print(f"{args.out / 'student.json'} the same in numbers")
+    for path, what in (
+        (labels, "the label set: load it with softlabels, or with datasets alone"),
+        (student / "model", "the student, as transformers loads it"),
+        (student / "metrics.png", "its loss, and how often it agrees"),
+        (student / "metrics.jsonl", "the same in numbers"),
+    ):
+        print(f"{path!s:<38} {what}")
     print(
         "\nnext: look at any sample\n"
         f"    {near(SOFTLABELS)} show {labels} {first_key(text)}\n"

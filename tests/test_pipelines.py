@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from softlabels.training import Trained
 
 PIPELINES = Path(__file__).parents[1] / "pipelines"
 sys.path.insert(0, str(PIPELINES))
@@ -20,33 +21,24 @@ from opened import watch  # noqa: E402
 def test_a_student_trains_from_the_set_alone(
     tmp_path: Path, finished_set: Path, teacher_dir: Path
 ) -> None:
+    out = tmp_path / "student"
     command = [
-        sys.executable, PIPELINES / "train_student.py", finished_set, "--out", tmp_path / "out",
+        sys.executable, PIPELINES / "train_student.py", finished_set, "--out", out,
         "--epochs", "2", "--hidden-size", "32", "--keep-closed", teacher_dir,
     ]  # fmt: skip
     with watch(teacher_dir / "model.safetensors") as opened:
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert opened == [False] * len(opened)
-    result = json.loads((tmp_path / "out" / "student.json").read_text())
-    assert result["after"]["kd_loss"] < result["before"]["kd_loss"]
-    assert result["after"]["agreement"] > result["before"]["agreement"]
-    assert result["records"]["held_out"] > 0
-    assert len(result["losses"]) == 2 * result["records"]["training"]
-    assert (tmp_path / "out" / "student.png").read_bytes().startswith(b"\x89PNG")
+    result = Trained.read(out)
+    assert result.before is not None
+    assert result.after is not None
+    assert result.after.kl < result.before.kl  # type: ignore[operator]
+    assert result.after.top1_agreement > result.before.top1_agreement  # type: ignore[operator]
+    assert result.records["held_out"] > 0
+    assert result.steps == 2 * result.records["training"]
+    assert (out / "metrics.png").read_bytes().startswith(b"\x89PNG")
     assert "agrees with the teacher" in done.stdout
-
-
-def test_whole_samples_are_held_out_and_every_record_is_used_once(finished_set: Path) -> None:
-    from train_student import split
-
-    import softlabels as sl
-
-    labels = sl.LabelSet.open(finished_set)
-    training, held_out = split(labels)
-    keys = labels.identities["key"].to_pylist()
-    assert sorted(training + held_out) == list(range(len(labels)))
-    assert {keys[n] for n in training}.isdisjoint({keys[n] for n in held_out})
 
 
 def test_what_is_below_the_teachers_folder_may_not_be_opened_by_any_name(

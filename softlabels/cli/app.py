@@ -15,7 +15,12 @@ from cyclopts.config import Json, Toml, Yaml
 from rich.console import Console
 from rich.text import Text
 
-from softlabels.cli.arguments import DeriveArguments, PlanArguments, PrecomputeArguments
+from softlabels.cli.arguments import (
+    DeriveArguments,
+    PlanArguments,
+    PrecomputeArguments,
+    TrainArguments,
+)
 from softlabels.errors import CorruptShardError, InputError, SoftLabelsError
 
 OK, FINDING, USAGE = 0, 1, 2
@@ -84,6 +89,23 @@ def derive(arguments: Annotated[DeriveArguments, Parameter(name="*")]) -> int:
     from softlabels.cli.label import derive_set
 
     return derive_set(arguments)
+
+
+@app.command
+def train(arguments: Annotated[TrainArguments, Parameter(name="*")]) -> int:
+    """Train a small student on a label set, without the teacher; run it again to resume.
+
+    Ends with the student on held-out samples: KL to the teacher, agreement, perplexity and
+    calibration error. A killed run loses the steps since its last checkpoint; the same command
+    goes on there, to the bit on a CPU, and refuses, naming what differs, if something changed.
+
+    --config run.yaml (or .toml, .json) reads any of these fields from a file; flags win over it.
+
+    Example: softlabels train labels/docs --out runs/kl --loss kl --temperature 2 --epochs 3
+    """
+    from softlabels.cli.student import train_student
+
+    return train_student(arguments)
 
 
 @app.command
@@ -171,11 +193,12 @@ def run(arguments: Sequence[str]) -> int:
             raise
         code = FINDING if isinstance(error, CorruptShardError) else USAGE
         return _say(errors, _words(error), code=code)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one must not change the exit status
         if debug:
             raise
         words = "interrupted; what is finished stays: run the same command again to go on"
+        words = str(interrupt) or words
         _say(errors, words, code=USAGE)
         return 128 + signal.SIGINT
 

@@ -1,4 +1,4 @@
-"""The fields of `softlabels precompute`, from flags or a file."""
+"""The fields of the commands that do work, from flags or a file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter, Token
 
 from softlabels.errors import quoted
+from softlabels.losses.targets import Tail
+from softlabels.training.recipe import Decay, LossName, Schedule, Through
 
 
 def _help(text: str) -> Parameter:
@@ -162,5 +164,80 @@ class DeriveArguments:
     k: Annotated[int | None, _count("Classes kept at every position; all of the source's.")] = None
     quiet: Annotated[bool, Parameter(negative="", help="No progress.")] = False
     json: Annotated[bool, Parameter(negative="", help="Print the totals as JSON at the end.")] = (
+        False
+    )
+
+
+@dataclass(frozen=True)
+class TrainArguments:
+    """What `softlabels train` takes; `softlabels.training.recipe` explains each at length."""
+
+    labels: Annotated[str, Parameter(help="A finished label set: its folder or URL.")]
+    _: KW_ONLY
+    out: Annotated[Path, _help("The run's folder: new, empty, or one to resume.")]
+    data: Annotated[
+        str | None, _help("What was labelled, where the set does not carry its inputs.")
+    ] = None
+    student: Annotated[
+        str | None,
+        _help("A size (nano, tiny, mini, small, base; tiny), or a transformers config.json."),
+    ] = None
+    prune: Annotated[
+        str | None, _help("In place of --student: a teacher's folder or Hub name, see --layers.")
+    ] = None
+    layers: Annotated[int | None, _count("Layers of --prune that are kept, evenly spaced.")] = None
+    loss: Annotated[LossName, _help("Against the teacher; ce: on hard labels alone.")] = "kl"
+    temperature: Annotated[float, _help("Of the loss.")] = 1.0
+    tail: Annotated[Tail, _help("What stands for the classes that were not kept.")] = "rest"
+    k: Annotated[int | None, _count("Only the likeliest so many of the kept classes.")] = None
+    alpha: Annotated[float | None, _help("Of decoupled_kl: weight of the hard label's part.")] = (
+        None
+    )
+    beta: Annotated[float | None, _help("Of js, and of decoupled_kl's other part.")] = None
+    hard_weight: Annotated[
+        float, _help("w in (1 − w) · loss + w · cross-entropy on hard labels.")
+    ] = 0.0
+    hard_weight_end: Annotated[float | None, _help("Its value at the last step.")] = None
+    hard_weight_schedule: Annotated[Decay, _help("How it goes there.")] = "constant"
+    through: Annotated[Through, _help("Whether logits are made; hidden: never all of them.")] = (
+        "auto"
+    )
+    steps: Annotated[int | None, _count("How long; or --epochs.")] = None
+    epochs: Annotated[int | None, _count("How long; 1 where neither is given.")] = None
+    batch_size: Annotated[int, _count("Rows in a batch.")] = 8
+    accumulate: Annotated[int, _count("Batches in a step.")] = 1
+    row_length: Annotated[int | None, _count("Several records in each row of so many tokens.")] = (
+        None
+    )
+    max_length: Annotated[int | None, _count("Tokens of a record, at most.")] = None
+    shuffle: Annotated[bool, _help("Each epoch in another order.")] = True
+    held_out: Annotated[
+        float | None, _help("Share of the samples that is kept for evaluation: 0.1; 0 for none.")
+    ] = None
+    held_out_every: Annotated[int | None, _count("In its place: every n-th sample.")] = None
+    held_out_labels: Annotated[str | None, _help("Another set to evaluate on.")] = None
+    held_out_data: Annotated[str | None, _help("Its data, where it does not carry its inputs.")] = (
+        None
+    )
+    lr: Annotated[float, _help("The highest learning rate.")] = 1e-3
+    schedule: Annotated[Schedule, _help("Of the learning rate, after the warmup.")] = "cosine"
+    warmup: Annotated[float, _help("Share of the steps in which it rises.")] = 0.05
+    decay: Annotated[float, _help("Of wsd: share of the steps in which it falls.")] = 0.2
+    final: Annotated[float, _help("Where it ends, as a share of --lr.")] = 0.0
+    weight_decay: Annotated[float, _help("Of AdamW; not for norms and biases.")] = 0.01
+    clip: Annotated[float, _help("Largest norm of the gradient.")] = 1.0
+    seed: Annotated[int, _count("Of weights, order and held-out samples.")] = 0
+    device: Annotated[str | None, _help("CUDA where there is one.")] = None
+    autocast: Annotated[
+        bool, Parameter(negative="", help="Run the student in bfloat16; on CUDA.")
+    ] = False
+    log_every: Annotated[int, _count("Steps between lines of metrics.jsonl.")] = 10
+    evaluate_every: Annotated[
+        int | None, _count("Steps between evaluations; at the beginning and end alone.")
+    ] = None
+    checkpoint_every: Annotated[int, _count("Steps that a killed run loses, at most.")] = 200
+    plot: Annotated[bool, _help("Draw metrics.png; needs matplotlib.")] = True
+    quiet: Annotated[bool, Parameter(negative="", help="No progress.")] = False
+    json: Annotated[bool, Parameter(negative="", help="Print the result as JSON at the end.")] = (
         False
     )
