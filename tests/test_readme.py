@@ -49,7 +49,7 @@ def test_the_python_examples_run(project: Path, model: Any) -> None:
 
 def test_the_commands_run(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
     commands = re.findall(r"^\$ (softlabels .*)$", README, re.MULTILINE)
-    assert len(commands) == 7
+    assert len(commands) == 8
     for command in commands:
         assert run([*shlex.split(command, comments=True)[1:]]) == 0, command
 

@@ -1,4 +1,4 @@
-"""The command line: `softlabels precompute | info | show | verify`."""
+"""The command line: `softlabels precompute | plan | derive | train | info | show | verify`."""
 
 from __future__ import annotations
 

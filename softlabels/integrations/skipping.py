@@ -100,7 +100,7 @@ def _check_place(place: Any, shape: dict[str, Any], args: TrainingArguments) -> 
     """Refuse a checkpoint after which Trainer would count otherwise than the data goes on."""
     if place is None:
         raise InputError(
-            "this checkpoint does not say where its loader was: no DistillationTrainer wrote it. "
+            "this checkpoint does not say where its loader was: no SoftLabelTrainer wrote it. "
             "To begin the data anew, load its weights and train without resume_from_checkpoint"
         )
     if place["batches_per_step"] != shape["batches_per_step"]:

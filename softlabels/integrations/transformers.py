@@ -43,7 +43,7 @@ def labelled(batch: Batch) -> Tensor:
     return torch.ones(labels.shape, dtype=torch.bool, device=labels.ids.device)
 
 
-class DistillationTrainer(Trainer):
+class SoftLabelTrainer(Trainer):
     """Trains on a loader's batches, every labelled position of a step weighing the same.
 
     A step's loss is the sum over its positions divided by their number in all micro-batches of
@@ -214,7 +214,7 @@ def _check(args: TrainingArguments, others: dict[str, Any]) -> None:
     for name in ("train_dataset", "data_collator", "compute_loss_func"):
         if others.get(name) is not None:
             raise InputError(
-                f"{name}= was given; a DistillationTrainer takes its batches from loader= and "
+                f"{name}= was given; a SoftLabelTrainer takes its batches from loader= and "
                 "their loss from loss="
             )
     evaluated = others.get("eval_dataset")

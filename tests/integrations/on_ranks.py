@@ -96,13 +96,13 @@ def plain(labels: sl.LabelSet, out: Path, state: Any) -> dict[str, Any]:
 
 
 def trainer(labels: sl.LabelSet, out: Path, state: Any) -> dict[str, Any]:
-    """A DistillationTrainer; saves every step."""
+    """A SoftLabelTrainer; saves every step."""
     from students import arguments, flat, make_student
 
-    from softlabels.integrations.transformers import DistillationTrainer
+    from softlabels.integrations.transformers import SoftLabelTrainer
 
     args = arguments(out, save_strategy="steps", save_steps=1)
-    made = DistillationTrainer(make_student(), args, loader=sl.loader(labels, **OPTIONS))
+    made = SoftLabelTrainer(make_student(), args, loader=sl.loader(labels, **OPTIONS))
     made.train()
     losses = [entry["loss"] for entry in made.state.log_history if "loss" in entry]
     evaluated = made.evaluate(sl.loader(labels, batch_size=3))["eval_loss"]

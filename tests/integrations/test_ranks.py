@@ -17,7 +17,7 @@ from on_ranks import OPTIONS, keys_of, launch
 from students import RATE, arguments, close, flat, make_student, oracle, sums
 
 import softlabels as sl
-from softlabels.integrations.transformers import DistillationTrainer
+from softlabels.integrations.transformers import SoftLabelTrainer
 
 # The last one leaves its ranks in the middle of an exchange.
 LIGHTNING = ["lightning"] if find_spec("lightning") else []
@@ -87,7 +87,7 @@ def test_a_trainer_on_two_ranks_is_one_with_two_micro_batches(
         assert close(rank["weights"], weights)
     # Rank 0 alone logs.
     assert close(two["trainer"][0]["losses"], losses)
-    resumed = DistillationTrainer(
+    resumed = SoftLabelTrainer(
         make_student(),
         arguments(tmp_path, gradient_accumulation_steps=2),
         loader=sl.loader(labels, **OPTIONS),

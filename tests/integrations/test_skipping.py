@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 import softlabels as sl
 from softlabels.errors import InputError
 from softlabels.integrations.skipping import Skippable
-from softlabels.integrations.transformers import DistillationTrainer
+from softlabels.integrations.transformers import SoftLabelTrainer
 
 Pair = tuple[str, int]
 ACCUMULATED = 3
@@ -105,7 +105,7 @@ def train(
 ) -> tuple[list[float], list[int], int]:
     """Weights, and the micro-batches of every step and of none."""
     counted = Counted()
-    made = DistillationTrainer(
+    made = SoftLabelTrainer(
         make_student(),
         arguments(out, gradient_accumulation_steps=ACCUMULATED, **options),
         loader=loader,

@@ -1,4 +1,4 @@
-"""DistillationTrainer trains as plain gradient descent does, and goes on where it was."""
+"""SoftLabelTrainer trains as plain gradient descent does, and goes on where it was."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from transformers import BertConfig, BertForTokenClassification
 
 import softlabels as sl
 from softlabels.errors import InputError
-from softlabels.integrations.transformers import DistillationTrainer, distillation
+from softlabels.integrations.transformers import SoftLabelTrainer, distillation
 
 STREAM_STEPS = 9
 
 
 def trainer(
     labels: sl.LabelSet, out: Path, *, data: Any = None, loss: Any = distillation, **options: Any
-) -> DistillationTrainer:
+) -> SoftLabelTrainer:
     loader = sl.loader(labels, data, batch_size=2, seed=None if data is not None else 0)
-    return DistillationTrainer(make_student(), arguments(out, **options), loader=loader, loss=loss)
+    return SoftLabelTrainer(make_student(), arguments(out, **options), loader=loader, loss=loss)
 
 
-def losses(made: DistillationTrainer) -> list[float]:
+def losses(made: SoftLabelTrainer) -> list[float]:
     return [entry["loss"] for entry in made.state.log_history if "loss" in entry]
 
 
@@ -103,7 +103,7 @@ class Stream(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
 
 def test_evaluation_is_the_mean_over_all_positions(labels: sl.LabelSet, tmp_path: Path) -> None:
     held_out = sl.loader(labels, batch_size=3)
-    made = DistillationTrainer(
+    made = SoftLabelTrainer(
         make_student(),
         arguments(tmp_path, eval_strategy="epoch", num_train_epochs=1),
         loader=sl.loader(labels, batch_size=2),
@@ -126,7 +126,7 @@ def test_rows_of_several_records_give_the_same_gradient(
     for options in ({"batch_size": len(labels)}, {"batch_size": 64, "row_length": 16}):
         loader = sl.loader(labels, **options)
         assert len(loader) == 1
-        made = DistillationTrainer(
+        made = SoftLabelTrainer(
             make_student(), arguments(tmp_path, num_train_epochs=3), loader=loader
         )
         made.train()
@@ -145,7 +145,7 @@ def test_students_of_the_same_token_see_their_whole_record_in_packed_rows(
     labels = precompute(tmp_path / "labels", id_rows, teacher=teacher)
     weights = []
     for options in ({"batch_size": len(labels)}, {"batch_size": 64, "row_length": 16}):
-        made = DistillationTrainer(
+        made = SoftLabelTrainer(
             encoder(), arguments(tmp_path, max_steps=2), loader=sl.loader(labels, **options)
         )
         made.train()
@@ -181,7 +181,7 @@ def test_a_mix_that_no_attention_fits_is_refused(
     teacher.alignment = "same"
     other = precompute(tmp_path / "labels", teacher=teacher)
     mixed = sl.mix([sl.loader(part, row_length=16) for part in (labels, other)])
-    made = DistillationTrainer(make_student(), arguments(tmp_path, max_steps=1), loader=mixed)
+    made = SoftLabelTrainer(make_student(), arguments(tmp_path, max_steps=1), loader=mixed)
     with pytest.raises(InputError, match=r"'next' token and of the 'same' one"):
         made.train()
 
@@ -192,7 +192,7 @@ def test_a_loss_may_count_other_positions(labels: sl.LabelSet, tmp_path: Path) -
             batch["input_ids"], batch["attention_mask"], next_ids=batch["next_ids"]
         )
 
-    made = DistillationTrainer(
+    made = SoftLabelTrainer(
         make_student(),
         arguments(tmp_path, max_steps=1),
         loader=sl.loader(labels, batch_size=4),
@@ -226,17 +226,17 @@ def test_other_data_and_the_loader_of_another_rank_are_refused(
 ) -> None:
     args, loader = arguments(tmp_path), sl.loader(labels)
     with pytest.raises(InputError, match="train_dataset= was given"):
-        DistillationTrainer(make_student(), args, loader=loader, train_dataset=[1])
+        SoftLabelTrainer(make_student(), args, loader=loader, train_dataset=[1])
     with pytest.raises(InputError, match="rank 1 of 2, this process is rank 0 of 1"):
-        DistillationTrainer(make_student(), args, loader=sl.loader(labels, rank=1, world_size=2))
+        SoftLabelTrainer(make_student(), args, loader=sl.loader(labels, rank=1, world_size=2))
 
 
 @pytest.mark.parametrize("name", ["compute_metrics", "preprocess_logits_for_metrics"])
 def test_metrics_of_a_loader_are_refused_and_those_of_rows_are_not(
     labels: sl.LabelSet, tmp_path: Path, name: str
 ) -> None:
-    def made(data: Any) -> DistillationTrainer:
-        return DistillationTrainer(
+    def made(data: Any) -> SoftLabelTrainer:
+        return SoftLabelTrainer(
             make_student(),
             arguments(tmp_path),
             loader=sl.loader(labels),
@@ -261,7 +261,7 @@ def test_only_a_loader_is_evaluated_and_predictions_are_a_models(
         with pytest.raises(InputError, match=words):
             made.evaluate(data)
         with pytest.raises(InputError, match=words):
-            DistillationTrainer(
+            SoftLabelTrainer(
                 make_student(), arguments(tmp_path), loader=sl.loader(labels), eval_dataset=data
             )
     for data in (labels, sl.loader(labels)):
@@ -279,7 +279,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(labels: sl.LabelSet, tmp_path
         trainer(labels, tmp_path, ignore_data_skip=True).train(str(folder))
     other = sl.loader(labels, batch_size=2, seed=1)
     with pytest.raises(InputError, match="state is of another loader"):
-        DistillationTrainer(make_student(), arguments(tmp_path), loader=other).train(str(folder))
+        SoftLabelTrainer(make_student(), arguments(tmp_path), loader=other).train(str(folder))
     state = json.loads((folder / "trainer_state.json").read_text())
     del state["stateful_callbacks"]["LoaderPosition"]
     (folder / "trainer_state.json").write_text(json.dumps(state))
@@ -293,9 +293,9 @@ def test_a_mix_of_loaders_with_two_teachers_goes_on_where_it_was(
     def both(outputs: Any, batch: dict[str, Any]) -> torch.Tensor:
         return sum(sl.losses.kl_divergence(outputs.logits, y) for y in batch["soft_labels"])
 
-    def made(**options: Any) -> DistillationTrainer:
+    def made(**options: Any) -> SoftLabelTrainer:
         parts = [sl.loader([labels, labels], batch_size=size, seed=0) for size in (2, 5)]
-        return DistillationTrainer(
+        return SoftLabelTrainer(
             make_student(),
             arguments(tmp_path, max_steps=8, **options),
             loader=sl.mix(parts),
@@ -309,7 +309,7 @@ def test_a_mix_of_loaders_with_two_teachers_goes_on_where_it_was(
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert flat(resumed.model) == flat(straight.model)
     loader = sl.mix([sl.loader([labels, labels], batch_size=2)])
-    unsaid = DistillationTrainer(
+    unsaid = SoftLabelTrainer(
         make_student(), arguments(tmp_path, max_steps=1), loader=loader, loss=both
     )
     with pytest.raises(InputError, match="say which positions count"):
