@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import statistics
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,8 @@ from typing import Any
 
 from small_teacher import make as make_small_teacher
 from smollm2 import fetch as fetch_smollm2
-from students_figure import draw
-from students_labels import bytes_of, label
+from students_figure import draw, summary
+from students_labels import label
 
 import softlabels as sl
 from softlabels.training import (
@@ -132,17 +131,14 @@ def run(what: tuple[Arm, int], sets: dict[str, Path], args: Any) -> Trained:
 
 def report(found: dict[tuple[Arm, int], Trained], sets: dict[str, Path], args: Any) -> None:
     """The table on standard output, results.json and results.png."""
-    lines = []
-    for arm in ARMS + DENSE:
-        runs = [trained.after for (its, _), trained in found.items() if its is arm]
-        labels = sl.LabelSet.open(sets[arm.labels])
-        line: dict[str, Any] = {"arm": arm.name, "entries": labels.plan.selection.k}
-        line |= {"bytes": bytes_of(labels), "positions": labels.totals.positions}
-        for name in ("cross_entropy", "kl", "top1_agreement", "calibration_error"):
-            values = [getattr(after, name) for after in runs]
-            line[name] = statistics.mean(values)
-            line[f"{name}_sd"] = statistics.stdev(values) if len(values) > 1 else None
-        lines.append(line)
+    lines = [
+        summary(
+            arm.name,
+            sl.LabelSet.open(sets[arm.labels]),
+            [trained for (its, _), trained in found.items() if its is arm],
+        )
+        for arm in ARMS + DENSE
+    ]
     one = next(iter(found.values()))
     made = {"parameters": one.parameters, "seeds": args.seeds, "steps": one.steps, "arms": lines}
     made["teacher_cross_entropy"] = one.after.teacher_cross_entropy if one.after else None

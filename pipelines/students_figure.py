@@ -1,9 +1,16 @@
-"""The table and the figure of `students.py`."""
+"""The table and the figure of `students.py` and `grid.py`."""
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from students_labels import bytes_of
+
+import softlabels as sl
+from softlabels.training import Trained
 
 MEASURES = {
     "cross_entropy": "held-out loss, nats",
@@ -11,6 +18,17 @@ MEASURES = {
     "top1_agreement": "agrees with the teacher, %",
     "calibration_error": "calibration error, %",
 }
+
+
+def summary(name: str, labels: sl.LabelSet, runs: Sequence[Trained]) -> dict[str, Any]:
+    """A line of the table: students of several seeds, each measured on held-out labels."""
+    line: dict[str, Any] = {"arm": name, "entries": labels.plan.selection.k}
+    line |= {"bytes": bytes_of(labels), "positions": labels.totals.positions}
+    for measure in MEASURES:
+        values = [getattr(trained.after, measure) for trained in runs]
+        line[measure] = statistics.mean(values)
+        line[f"{measure}_sd"] = statistics.stdev(values) if len(values) > 1 else None
+    return line
 
 
 def draw(made: dict[str, Any], path: Path) -> str:
