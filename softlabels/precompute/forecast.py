@@ -21,7 +21,8 @@ from softlabels.labelset import probes
 from softlabels.precompute.advice import OFFERED, Choice, Estimate, advice
 from softlabels.precompute.choices import Sample, codecs_for, kl_temperature, weigh
 from softlabels.precompute.job import Job, rows_in_memory, settle
-from softlabels.precompute.label import Labeller, Unit
+from softlabels.precompute.label import Labeller
+from softlabels.precompute.unit import Unit
 from softlabels.progress import Tracker, shown
 from softlabels.selection import TopK
 from softlabels.teachers import LabelTeacher

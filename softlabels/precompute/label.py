@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from softlabels import selection
 from softlabels.errors import LabellingError, SoftLabelsError, TeacherError, quoted
-from softlabels.inputs.digests import DIGEST_TYPE, input_digests, prepared_digest, unit_digest
 from softlabels.inputs.prepare import Windows, prepare
 from softlabels.labels import SoftLabels
 from softlabels.labelset.plan import Plan
-from softlabels.labelset.probes import Probes, choose
-from softlabels.labelset.records import Records, join
+from softlabels.labelset.probes import choose
 from softlabels.labelset.shard import UnitSummary
 from softlabels.precompute.batches import bucketed, packed, padded, rows_of_many
 from softlabels.precompute.room import Coming, Dense, Room, sent
+from softlabels.precompute.unit import (
+    Labelled,
+    Prepared,
+    Unit,
+    drop,
+    identity_of,
+    records_of,
+    reject,
+)
 from softlabels.progress import NOTHING_SEEN, Seen
 from softlabels.selection import Selection
 from softlabels.selection.uniforms import uniforms
@@ -37,60 +41,6 @@ Int64s = NDArray[np.int64]
 # Token ids, wanted, padding, and, of rows that hold several records, places in them; each (B, T).
 Inputs = tuple[Tensor, Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, Tensor]
 OnError = Literal["raise", "skip"]
-
-
-@dataclass(frozen=True)
-class Unit:
-    """A work unit's source rows.
-
-    Attributes:
-        number: which unit.
-        table: its rows.
-        keys: of each row, string or int64.
-    """
-
-    number: int
-    table: pa.Table
-    keys: pa.Array
-
-    def digests(self, columns: Sequence[str]) -> tuple[list[bytes], str]:
-        """The input digest of each row, and one for the whole unit."""
-        each = input_digests(self.table, columns)
-        return each, unit_digest(self.keys.to_pylist(), each)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A unit as the teacher takes it.
-
-    Attributes:
-        unit: its number and rows.
-        digest: of the whole unit's input.
-        windows: its token ids, a window a record.
-        identity: see `Records.identity`.
-        uniforms: what a sampled selection draws by at each token, float64, (tokens,); else None.
-    """
-
-    unit: Unit
-    digest: str
-    windows: Windows
-    identity: pa.Table
-    uniforms: NDArray[np.float64] | None
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """A unit's labels, ready to be written.
-
-    Attributes:
-        records: in the order of the windows, without those that have no labels.
-        summary: for the shard's footer.
-        probes: None if there are none.
-    """
-
-    records: Records
-    summary: UnitSummary
-    probes: Probes | None
 
 
 @dataclass(frozen=True)
@@ -125,7 +75,7 @@ class Labeller:
         )
         if getattr(self.teacher, "positions", "every") == "first":
             windows = windows.first_tokens()
-        identity = _identity(windows, unit, digests)
+        identity = identity_of(windows, unit, digests)
         numbers = None
         if self.selection.sampled:
             seed = self.selection.settings["seed"]
@@ -142,7 +92,7 @@ class Labeller:
             LabellingError: a sample cannot be labelled and `on_error` is "raise".
         """
         unit, windows = prepared.unit, prepared.windows
-        rejects = [_reject(unit, row, 0, reason) for row, reason in windows.rejects]
+        rejects = [reject(unit, row, 0, reason) for row, reason in windows.rejects]
         rejects += [self._failure(unit, row, 0, reason) for row, reason in windows.failures]
         labels, dense, failures = self._label(prepared, probes)
         for record, reason in sorted(failures.items()):
@@ -155,7 +105,7 @@ class Labeller:
             rejects=tuple(rejects),
             truncated=windows.truncated,
         )
-        records = _records(windows, labels, prepared.identity, self.plan)
+        records = records_of(windows, labels, prepared.identity, self.plan)
         kept = dense.probes(windows, failures.keys())
         return Labelled(drop(records, failures.keys()), summary, kept)
 
@@ -331,14 +281,14 @@ class Labeller:
         return failures
 
     def _failure(self, unit: Unit, row: int, part: int, reason: str) -> dict[str, Any]:
-        reject = _reject(unit, row, part, reason)
+        noted = reject(unit, row, part, reason)
         if self.on_error == "raise":
             raise LabellingError(
-                f"the sample with key {quoted(reject['key'])}, part {part}, cannot be labelled: "
+                f"the sample with key {quoted(noted['key'])}, part {part}, cannot be labelled: "
                 f"{quoted(reason, limit=300)[1:-1]}. Correct it, or note such samples in the "
                 'rejects table and go on with on_error="skip" (--on-error skip)'
             )
-        return reject
+        return noted
 
 
 class _TeacherRaised(Exception):
@@ -376,50 +326,4 @@ def _and(seen: Seen, labels: SoftLabels) -> Seen:
         mass=seen.mass + float(labels.log_probs.exp().sum()),
         nats=seen.nats - (0.0 if judged is None else float(judged.sum())),
         judged=seen.judged + (0 if judged is None else len(judged)),
-    )
-
-
-def drop(records: Records, lost: Iterable[int]) -> Records:
-    """The records without those that are lost."""
-    gone = set(lost)
-    if not gone:
-        return records
-    kept = [records.slice(i, i + 1) for i in range(len(records)) if i not in gone]
-    return join(kept) if kept else records.slice(0, 0)
-
-
-def _reject(unit: Unit, row: int, part: int, reason: str) -> dict[str, Any]:
-    return {"key": unit.keys[row].as_py(), "part": part, "reason": reason[:500]}
-
-
-def _identity(windows: Windows, unit: Unit, digests: list[bytes]) -> pa.Table:
-    bounds = pairwise(windows.offsets.tolist())
-    rows = windows.rows
-    return pa.table(
-        {
-            "key": unit.keys.take(pa.array(rows)),
-            "part": pa.array(windows.parts, pa.int32()),
-            "view": pa.array(np.zeros(len(windows), np.int32)),
-            "source_start": pa.array(windows.starts, pa.int32()),
-            "source_length": pa.array(windows.source_lengths, pa.int32()),
-            "input_digest": pa.array([digests[row] for row in rows], DIGEST_TYPE),
-            "prepared_digest": pa.array(
-                [prepared_digest(windows.token_ids[a:b]) for a, b in bounds], DIGEST_TYPE
-            ),
-        }
-    )
-
-
-def _records(windows: Windows, labels: SoftLabels, identity: pa.Table, plan: Plan) -> Records:
-    if plan.selection.name == selection.Dense.name and plan.make_codec().ordered:
-        labels = labels.sorted()
-    counted = np.concatenate([[0], np.cumsum(windows.wanted)])
-    return Records(
-        identity=identity,
-        token_offsets=windows.offsets,
-        token_ids=windows.token_ids if plan.store_inputs else None,
-        next_ids=windows.next_ids if plan.store_inputs else None,
-        wanted=windows.wanted,
-        labels=labels,
-        label_offsets=counted[windows.offsets],
     )

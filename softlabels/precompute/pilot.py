@@ -12,7 +12,8 @@ import torch
 from softlabels.inputs.sources import Source
 from softlabels.labels import SoftLabels
 from softlabels.labelset.plan import Plan
-from softlabels.precompute.label import Labeller, Unit
+from softlabels.precompute.label import Labeller
+from softlabels.precompute.unit import Unit
 from softlabels.selection import Dense, Selection, TopK
 from softlabels.teachers import Teacher
 

@@ -22,8 +22,9 @@ from softlabels.labelset.reader import LabelSet
 from softlabels.labelset.shard import Shard
 from softlabels.labelset.writer import LabelSetWriter, begin, check_directory, check_writable
 from softlabels.precompute.job import Job, settle
-from softlabels.precompute.label import Labelled, Labeller, OnError, Prepared, Unit
+from softlabels.precompute.label import Labeller, OnError
 from softlabels.precompute.pipeline import Ahead, Behind
+from softlabels.precompute.unit import Labelled, Prepared, Unit
 from softlabels.progress import Seen, Tracker, shown
 from softlabels.selection import Selection
 
