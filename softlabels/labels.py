@@ -162,7 +162,9 @@ class SoftLabels:
             raise InputError("these labels are sampled; keeping a part of them would bias them")
         found = self.sorted()
         probs = found.log_probs.double().exp()
-        left_out = probs.cumsum(-1) - probs >= p
+        # Log-probs are rounded to float32: of four equal classes two reach a half.
+        reached = p - 2.0**-22 if p < 1 else p
+        left_out = probs.cumsum(-1) - probs >= reached
         left_out[..., :1] = False
         return replace(
             found,

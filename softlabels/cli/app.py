@@ -248,6 +248,8 @@ def _config_reader(path: Path) -> Callable[..., Any]:
 
 
 def _say(console: Console, message: str, *, code: int, hint: str | None = None) -> int:
+    # A config's or a library's words may hold what a terminal would obey.
+    message = "".join(c if c == "\n" or c.isprintable() else repr(c)[1:-1] for c in message)
     text = Text.assemble(("error: ", "bold red"), message)
     console.print(text if hint is None else text + Text(f"\n{hint}"), soft_wrap=True)
     return code

@@ -17,7 +17,7 @@ from softlabels.integrations.steps import Batch, Steps
 from softlabels.integrations.tensors import from_tensors, to_tensors
 from softlabels.labels import SoftLabels
 from softlabels.labelset.reader import LabelSet
-from softlabels.loading.collate import block_causal_mask
+from softlabels.loading.collate import block_causal_mask, mask_dtype
 from softlabels.loading.loader import Loader
 from softlabels.loading.mix import Mix
 from softlabels.losses import kl_divergence, reduce
@@ -124,8 +124,11 @@ class SoftLabelTrainer(Trainer):
         """
         inputs = {name: value for name, value in batch.items() if name in self._forward}
         if "segment_ids" in batch:
+            model = self.accelerator.unwrap_model(self.model)
             inputs["attention_mask"] = block_causal_mask(
-                batch["segment_ids"], causal=self._steps.causal
+                batch["segment_ids"],
+                causal=self._steps.causal,
+                dtype=mask_dtype(model, next(model.parameters()).dtype),
             )
         return inputs
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -86,20 +87,41 @@ def collate_packed(records: Records, rows: Int64s, *, length: int, pad_id: int) 
     }
 
 
-def block_causal_mask(segment_ids: Tensor, *, causal: bool = True) -> Tensor:
+def block_causal_mask(
+    segment_ids: Tensor, *, causal: bool = True, dtype: torch.dtype = torch.bool
+) -> Tensor:
     """Which tokens a token may look at: those of its own record, up to itself where causal.
 
     Args:
         segment_ids: int64 (B, T), of a packed batch.
         causal: False for students that see whole records, as teachers of `hard_label_alignment`
             "same" do: encoders, say.
+        dtype: bool, or a float one for attention that adds its mask to the scores: see
+            `mask_dtype`.
 
     Returns:
-        bool (B, 1, T, T), the 4-dimensional attention_mask of transformers and of
-        `scaled_dot_product_attention`; a padding looks at paddings, so that no row of it is empty.
+        (B, 1, T, T), the 4-dimensional attention_mask of transformers and of
+        `scaled_dot_product_attention`: True, or 0, where a token may look, and False, or the
+        lowest finite number, where not. A padding looks at paddings, so that no row of it is empty.
     """
     same = segment_ids.unsqueeze(-1) == segment_ids.unsqueeze(-2)
-    return (same.tril() if causal else same).unsqueeze(1)
+    mask = (same.tril() if causal else same).unsqueeze(1)
+    if dtype == torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
+
+
+def mask_dtype(model: Any, computed_in: torch.dtype) -> torch.dtype:
+    """The dtype of `block_causal_mask` for a model of transformers.
+
+    Its eager attention adds the mask to the scores: of a bool it would add 0 and 1, and every
+    token would see all others.
+
+    Args:
+        computed_in: the dtype of the scores.
+    """
+    attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    return computed_in if attention == "eager" else torch.bool
 
 
 def _tokens(
@@ -111,13 +133,17 @@ def _tokens(
             f"key {quoted(records.identity['key'][0].as_py())} has no token ids, but the plan says "
             "that they are stored; softlabels writes no such set: label again"
         )
-    places = _places(records, starts)
-    input_ids = np.full(shape, pad_id, np.int64)
-    attention = np.zeros(shape, np.int64)
-    mask = np.zeros(shape, bool)
-    input_ids.ravel()[places] = records.token_ids
-    attention.ravel()[places] = 1
-    mask.ravel()[places] = records.wanted
+    if len(records.wanted) == math.prod(shape):  # no padding: they stand where they will
+        input_ids, mask = records.token_ids.reshape(shape), records.wanted.reshape(shape)
+        attention = np.ones(shape, np.int64)
+    else:
+        places = _places(records, starts)
+        input_ids = np.full(shape, pad_id, np.int64)
+        attention = np.zeros(shape, np.int64)
+        mask = np.zeros(shape, bool)
+        input_ids.ravel()[places] = records.token_ids
+        attention.ravel()[places] = 1
+        mask.ravel()[places] = records.wanted
     return {
         "input_ids": torch.from_numpy(input_ids),
         "attention_mask": torch.from_numpy(attention),

@@ -17,6 +17,8 @@ from softlabels.labels import SoftLabels
 from softlabels.selection.top_k import WIDENED_BYTES, TopK, check
 
 MAX_N = 65_535
+# A weight below e^-55 is left out: it adds less than a rounding of a weight near 1.
+LEAST_LOG_WEIGHT = -55.0
 # Classes whose mass is added up first: a point's class is looked for in one such block.
 _BLOCK = 256
 
@@ -148,11 +150,13 @@ class Sampled:
             share = torch.full_like(share, 1 / self.draws)
         drawn_weights = counts.double().log() + share.log().unsqueeze(-1)
         kept = torch.where(used, head.log_probs, -math.inf)
-        ids, log_weights = _packed(
-            torch.cat([head.ids, ids], -1),
-            torch.cat([kept, drawn_weights.masked_fill(counts == 0, -math.inf).float()], -1),
-            self.n,
-        )
+        weights = torch.cat([kept, drawn_weights.masked_fill(counts == 0, -math.inf).float()], -1)
+        if self.draws is None:
+            # A logsumexp of large logits is rounded by more than log-probs need be.
+            weights = weights - weights.double().logsumexp(-1, keepdim=True).float()
+        # Far below the rounding of the others, and below what the codec can write.
+        weights = weights.masked_fill(weights < LEAST_LOG_WEIGHT, -math.inf)
+        ids, log_weights = _packed(torch.cat([head.ids, ids], -1), weights, self.n)
         return SoftLabels(
             ids=ids,
             log_probs=log_weights,

@@ -114,6 +114,27 @@ def load_weights(model: nn.Module, path: Path) -> None:
     load_model(model, str(path))
 
 
+def misfit(model: nn.Module, path: Path) -> str | None:
+    """The first tensor that keeps weights from being this model's, or None."""
+    _check_safetensors()
+    from safetensors import safe_open
+
+    with safe_open(str(path), "pt") as file:
+        names = file.keys()
+        saved = {name: list(file.get_slice(name).get_shape()) for name in names}
+    own = model.state_dict()
+    # Of tied tensors one is saved.
+    there = {own[name].data_ptr() for name in saved if name in own}
+    for name, shape in saved.items():
+        if name not in own or list(own[name].shape) != shape:
+            found = f"of shape {list(own[name].shape)}" if name in own else "missing"
+            return f"{name} is of shape {shape} there, and {found} in the one given"
+    for name, tensor in own.items():
+        if name not in saved and tensor.data_ptr() not in there:
+            return f"{name} is in the one given alone"
+    return None
+
+
 def sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

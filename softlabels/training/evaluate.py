@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from softlabels.errors import MissingTailError
 from softlabels.labels import NO_LABEL, SoftLabels
 from softlabels.losses import kl_divergence, soft_cross_entropy
 from softlabels.training.forward import Student
@@ -29,9 +31,11 @@ class Evaluation:
         perplexity: its exponential.
         teacher_cross_entropy: the teacher's own on the same labels, as it was stored.
         kl: KL(teacher ‖ student) at T = 1, the classes not kept as one, nats. None for sampled
-            labels, as are the next two.
+            labels, and where the tail at T = 1 was neither stored nor can be interpolated.
         kl_at: the same of both tempered distributions, by temperature (not multiplied by T²).
-        top1_agreement: share of positions where both think the same class likeliest.
+            Empty for sampled labels.
+        top1_agreement: share of positions where both think the same class likeliest. None for
+            sampled labels.
         soft_cross_entropy: of sampled labels alone: the unbiased estimate of −Σ p log q.
         calibration_error: of the student on the hard labels: mean distance of its confidence in
             its first guess from how often that is right, over 15 bins of confidence, 0 to 1. (Guo
@@ -112,7 +116,8 @@ class _Sums:
         if soft.sampled:
             self._sum("soft_ce", soft_cross_entropy(logits, soft))
             return
-        self._sum("kl", kl_divergence(logits, soft))
+        with suppress(MissingTailError):  # the set was made for other temperatures
+            self._sum("kl", kl_divergence(logits, soft))
         self._sum("agreed", guess == likeliest(soft))
         for t in self._temperatures:
             self._sum(f"kl {t}", kl_divergence(logits, soft, temperature=t) / t**2)

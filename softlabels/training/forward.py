@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softlabels.loading.collate import block_causal_mask
+from softlabels.loading.collate import block_causal_mask, mask_dtype
 
 # Logits of a chunk, float32, while nothing is learnt.
 _CHUNK_BYTES = 64 << 20
@@ -61,7 +61,7 @@ class Student:
     def logits(self, batch: Mapping[str, Any]) -> Tensor:
         """(B, T, V)."""
         with self._casting():
-            made: Tensor = self.model(**_inputs(batch), **self._no_cache).logits
+            made: Tensor = self.model(**self._inputs(batch), **self._no_cache).logits
         return made
 
     def hidden(self, batch: Mapping[str, Any]) -> Hidden:
@@ -69,7 +69,7 @@ class Student:
         assert self.head is not None
         body: Any = self.model.base_model
         with self._casting():
-            states = body(**_inputs(batch), **self._no_cache).last_hidden_state
+            states = body(**self._inputs(batch), **self._no_cache).last_hidden_state
         weight: Tensor = self.head.weight
         bias: Tensor | None = self.head.bias
         if self.autocast:
@@ -99,20 +99,21 @@ class Student:
         takes_it = "use_cache" in inspect.signature(self.model.forward).parameters
         return {"use_cache": False} if takes_it else {}
 
+    def _inputs(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        if "segment_ids" not in batch:
+            return {name: batch[name] for name in ("input_ids", "attention_mask")}
+        computed_in = torch.bfloat16 if self.autocast else next(self.model.parameters()).dtype
+        dtype = mask_dtype(self.model, computed_in)
+        return {
+            "input_ids": batch["input_ids"],
+            "attention_mask": block_causal_mask(batch["segment_ids"], dtype=dtype),
+            "position_ids": batch["position_ids"],
+        }
+
     def _casting(self) -> AbstractContextManager[Any]:
         if not self.autocast:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
-
-
-def _inputs(batch: Mapping[str, Any]) -> dict[str, Tensor]:
-    if "segment_ids" not in batch:
-        return {name: batch[name] for name in ("input_ids", "attention_mask")}
-    return {
-        "input_ids": batch["input_ids"],
-        "attention_mask": block_causal_mask(batch["segment_ids"]),
-        "position_ids": batch["position_ids"],
-    }
 
 
 def _chunks(rows: int, classes: int) -> Iterator[slice]:

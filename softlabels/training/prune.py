@@ -47,7 +47,9 @@ def pruned(whole: Any, layers: int) -> Any:
     stack, kept = _stack_of_layers(whole, total), evenly(layers, total)
     # Settings that each layer has one of, such as layer_types.
     fields = {
-        name: [value[i] for i in kept] if isinstance(value, list) and len(value) == total else value
+        name: [value[i] for i in kept]
+        if isinstance(value, list) and len(value) == total and not name.endswith("_token_id")
+        else value
         for name, value in config.to_dict().items()
     }
     fields[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = layers

@@ -64,6 +64,9 @@ class StudentRecipe:
                 "StudentRecipe: config has no model_type, such as 'llama'; pass a dict of the "
                 "fields of a transformers config"
             )
+        for name in ("size", "teacher"):
+            if not isinstance(getattr(self, name), str | None):
+                raise InputError(f"StudentRecipe: {name} is {getattr(self, name)!r}; it is a name")
         check_counts(self, "layers")
 
 
@@ -169,7 +172,8 @@ class OptimizerRecipe:
     clip: float | None = 1.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "betas", tuple(self.betas))  # from JSON a list
+        if isinstance(self.betas, list):  # from JSON
+            object.__setattr__(self, "betas", tuple(self.betas))
         check_choice(self, "schedule", get_args(Schedule))
         check_number(self, "lr", above=0)
         check_number(self, "clip", above=0)
@@ -177,8 +181,9 @@ class OptimizerRecipe:
         check_number(self, "weight_decay", least=0)
         for name in ("warmup", "decay", "final"):
             check_number(self, name, least=0, most=1)
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise InputError(f"OptimizerRecipe: betas are {self.betas}; two numbers from 0 to 1")
+        pair = isinstance(self.betas, tuple) and len(self.betas) == 2
+        if not pair or not all(isinstance(b, (int, float)) and 0 <= b < 1 for b in self.betas):
+            raise InputError(f"OptimizerRecipe: betas are {self.betas!r}; two numbers from 0 to 1")
         if self.schedule == "wsd" and self.warmup + self.decay > 1:
             raise InputError(
                 f"OptimizerRecipe: warmup {self.warmup} and decay {self.decay} are more than all "
@@ -249,6 +254,8 @@ class TrainRecipe:
     def __post_init__(self) -> None:
         check_counts(self, "steps", "epochs", "log_every", "evaluate_every", "checkpoint_every")
         check_counts(self, "seed", least=0)
+        if self.seed >= 1 << 63:
+            raise InputError(f"TrainRecipe: seed is {self.seed}; it must be below 2⁶³")
         if (self.steps is None) == (self.epochs is None):
             raise InputError(
                 f"TrainRecipe: steps is {self.steps} and epochs {self.epochs}; say how long it "
@@ -298,7 +305,9 @@ def _shown(value: Any) -> str:
     return "not given" if value is None else quoted(value) if isinstance(value, str) else f"{value}"
 
 
-def _made(kind: Any, data: Mapping[str, Any], where: str) -> Any:
+def _made(kind: Any, data: Any, where: str) -> Any:
+    if not isinstance(data, Mapping):
+        raise InputError(f"a recipe's {where[:-1]} is {quoted(data)}; its fields go in an object")
     known = {f.name for f in dataclasses.fields(kind)}
     for name in data:
         if name not in known:

@@ -19,12 +19,13 @@ from torch import nn
 
 import softlabels
 import softlabels.training.checkpoint as checkpoints
-from softlabels.errors import InputError, PlanMismatchError
+from softlabels.errors import InputError, PlanMismatchError, quoted
 from softlabels.labelset.reader import LabelSet
 from softlabels.loading.build import loader as make_loader
 from softlabels.progress import shown
 from softlabels.teachers.identity import weights_digest
 from softlabels.training import student as students
+from softlabels.training import trials
 from softlabels.training.evaluate import Evaluation
 from softlabels.training.forward import Student
 from softlabels.training.journal import METRICS, Journal, read
@@ -111,7 +112,8 @@ def train(
         held_out: another set to evaluate on, with its data where it needs some; see
             `softlabels.training.split.split`. By default a part of `labels`.
         student: a model in place of the recipe's, trained where it is: a causal LM of
-            transformers, or any module that is called as one and answers `logits`.
+            transformers, or any module that is called as one and answers `logits`. Of a finished
+            run it gets the weights, if it has their names and shapes.
         progress: show it on standard error, as a bar or as JSON lines; None in a terminal only.
 
     Raises:
@@ -132,7 +134,9 @@ def train(
         _check_same(root, identity)
         if (root / RESULT).is_file():
             if student is not None:
-                checkpoints.load_weights(student, root / MODEL / checkpoints.WEIGHTS)
+                _load_finished(student, root)
+            # Of a run that was killed while it removed them.
+            shutil.rmtree(root / "checkpoints", ignore_errors=True)
             return Trained.read(root)
         parts = split(labels, data, recipe.data, seed=recipe.seed, other=other)
         with _own_random_numbers(recipe):
@@ -191,12 +195,16 @@ def _prepared(
     longest = min(labels.plan.preparation.max_length, recipe.data.max_length or 1 << 62)
     students.check_length(model, longest)
     model = model.to(recipe.device).train()
+    trials.check_causal(model, labels.plan.teacher.classes)
     head = students.separate_head(model)
     if head is None and recipe.loss.through == "hidden":
         raise InputError(
             f"the logits of a {type(model).__name__} are not its hidden states times one matrix; "
             "leave out through='hidden'"
         )
+    if recipe.data.row_length is not None:
+        packed = Student(model, head, recipe.autocast)
+        trials.check_packing(packed, labels.plan.teacher.classes, longest)
     chosen = recipe.data
     training: Any = parts.training  # an array: of millions of records a list is no small thing
     loader = make_loader(
@@ -237,11 +245,15 @@ def _check(recipe: TrainRecipe, labels: LabelSet, student: nn.Module | None) -> 
 
 def _device(recipe: TrainRecipe) -> str:
     chosen = recipe.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if chosen == "meta":
+        raise InputError("device is 'meta', which has no numbers to train with; choose cpu or cuda")
     try:
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"device is {chosen!r}, which cannot be used: {reason}") from error
+        raise InputError(
+            f"device is {chosen!r}, which cannot be used: {quoted(reason, limit=300)[1:-1]}"
+        ) from error
     return chosen
 
 
@@ -263,6 +275,17 @@ def _digest(labels: LabelSet) -> str:
     return state.hexdigest()
 
 
+def _load_finished(student: nn.Module, root: Path) -> None:
+    """Give a model of the same shape what a finished run has learnt."""
+    weights = root / MODEL / checkpoints.WEIGHTS
+    if found := checkpoints.misfit(student, weights):
+        raise PlanMismatchError(
+            f"{root} holds a finished run of another student: {found}. Pass a model as that one, "
+            "or choose another folder"
+        )
+    checkpoints.load_weights(student, weights)
+
+
 def _check_same(root: Path, identity: Mapping[str, Any]) -> None:
     """Refuse to go on with another recipe, set or (where it is known) student."""
     path = root / IDENTITY
@@ -276,9 +299,10 @@ def _check_same(root: Path, identity: Mapping[str, Any]) -> None:
     if now["student"] is None:
         before["student"] = None
     if found := differences(before, now):
+        trained = " (a student that has trained since is another one: build it anew)"
         raise PlanMismatchError(
-            f"{root} was begun with another run: {'; '.join(found)}. Use the first one's, or "
-            "choose another folder"
+            f"{root} was begun with another run: {'; '.join(found)}. Use the first one's"
+            f"{trained if now['student'] != before['student'] else ''}, or choose another folder"
         )
 
 

@@ -145,7 +145,8 @@ def _check_apart(labels: LabelSet, other: LabelSet) -> None:
 def _found(other: LabelSet, keys: list[Any]) -> Int64s:
     wanted = dict.fromkeys(keys)
     present = other.columns(["key"])["key"].to_pylist()
-    lacking = [key for key in wanted if key not in set(present)]
+    there = set(present)
+    lacking = [key for key in wanted if key not in there]
     if lacking:
         raise JoinError(
             f"key {quoted(lacking[0])} and {len(lacking) - 1} other samples are held out and not "

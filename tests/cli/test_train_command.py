@@ -143,3 +143,30 @@ def test_without_matplotlib_it_stops_before_the_run_unless_no_figure_is_asked_fo
     assert "pip install 'softlabels[plot]'" in done.err
     assert not (tmp_path / "run").exists()
     assert softlabels(*command, "--no-plot").code == 0
+
+
+def test_what_a_terminal_would_obey_is_shown_and_not_sent(
+    softlabels: Any, finished_set: Path, tmp_path: Path
+) -> None:
+    command = ("train", finished_set, "--out", tmp_path / "run", "--steps", 1, "--no-plot")
+    path = tmp_path / "run.yaml"
+    path.write_text(r'"ste\e[31mps": 1' + "\n")
+    for flags in (("--device", "cu\x1b[31mda"), ("--config", path)):
+        done = softlabels(*command, *flags)
+        assert done.code == 2
+        assert "\x1b" not in done.err
+        assert r"\x1b[31m" in done.err
+
+
+def test_a_set_without_t_1_is_shown_and_drawn_at_its_own_temperature(
+    softlabels: Any, precompute: Any, config: Path, tmp_path: Path
+) -> None:
+    precompute(tmp_path / "labels", temperatures=(2.0,))
+    done = softlabels(
+        "train", tmp_path / "labels", "--out", tmp_path / "run", "--student", config, "--steps", 1,
+        "--temperature", 2, "--held-out", 0.3, "--device", "cpu", "--quiet",
+    )  # fmt: skip
+    assert (done.code, done.err) == (0, "")
+    assert "at T = 2" in done.out
+    assert "KL(teacher" not in done.out
+    assert (tmp_path / "run" / "metrics.png").exists()

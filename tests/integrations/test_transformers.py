@@ -314,3 +314,17 @@ def test_a_mix_of_loaders_with_two_teachers_goes_on_where_it_was(
     )
     with pytest.raises(InputError, match="say which positions count"):
         unsaid.train()
+
+
+def test_eager_attention_trains_packed_rows_as_it_does_records_apart(
+    labels: sl.LabelSet, tmp_path: Path
+) -> None:
+    found = []
+    for row_length in (None, 64):
+        model = make_student()
+        model.set_attn_implementation("eager")
+        loader = sl.loader(labels, batch_size=100, seed=0, row_length=row_length)
+        made = SoftLabelTrainer(model, arguments(tmp_path), loader=loader)
+        made.train()
+        found.append(flat(made.model))
+    assert close(*found)

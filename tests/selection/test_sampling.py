@@ -224,3 +224,13 @@ def test_calls_that_cannot_be_right_are_refused() -> None:
         sl.Sampled(3)(logits, no_labels(2), uniforms=first[:1])
     with pytest.raises(InputError, match=r"n is 10 of the teacher's 10 classes.*Dense"):
         sl.Sampled(10)(logits, no_labels(2), uniforms=first)
+
+
+def test_weights_sum_to_one_where_logits_are_large() -> None:
+    logits = some_logits(20, 257) + 1e4
+    found = sl.Sampled(9)(logits, no_labels(20), uniforms=torch.linspace(0.01, 0.99, 20).double())
+    sums = found.log_probs.double().exp().sum(-1)
+    torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        dense(found).max(-1).values, logits.double().softmax(-1).max(-1).values, rtol=1e-5, atol=0
+    )

@@ -149,3 +149,19 @@ def test_a_selection_of_a_later_version_reads_and_says_what_it_is() -> None:
     broken = plans.SelectionPlan(name="sampled", k=3, algorithm="x")
     with pytest.raises(UnsupportedFormatError, match="settings of the selection sampled"):
         broken.make()
+
+
+@pytest.mark.parametrize("gap", [63.0, 90.0])
+@pytest.mark.parametrize("selection", [sl.Sampled(5), sl.Sampled(5, 0), sl.Sampled(5, 2)], ids=repr)
+def test_a_teacher_that_is_sure_is_drawn_from_and_written(
+    run: Run, selection: Any, gap: float
+) -> None:
+    table = torch.randn(CLASSES, CLASSES, generator=torch.Generator().manual_seed(0))
+    table[:, 7] = gap
+    teacher = sl.teachers.from_callable(
+        lambda ids: table[ids], name="sure", version="1", classes=CLASSES
+    )
+    labels = run(selection, teacher=teacher)
+    assert verify(labels.root).findings == ()
+    found = weights(labels[0])
+    torch.testing.assert_close(found[:, 7], torch.ones(len(found), dtype=torch.float64))

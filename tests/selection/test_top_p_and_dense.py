@@ -91,3 +91,13 @@ def test_one_row_of_dense_labels_is_the_same_row_among_others() -> None:
 def test_dense_for_another_number_of_classes_is_refused() -> None:
     with pytest.raises(InputError, match="for 11 classes and the teacher has 10"):
         sl.Dense(11)(some_logits(2, 10), hard_labels(2), temperatures=())
+
+
+def test_classes_that_reach_p_exactly_are_not_joined_by_one_more() -> None:
+    halves = torch.tensor([0.5, 0.25, 0.125, 0.0625, 0.03125, 0.03125]).log()
+    for logits, p, kept in (
+        (halves, 0.5, 1), (halves, 0.75, 2), (halves, 0.875, 3),
+        (torch.zeros(8), 0.5, 4), (torch.zeros(8), 0.125, 1), (torch.zeros(8), 1.0, 8),
+    ):  # fmt: skip
+        found = sl.TopP(p, len(logits))(logits.unsqueeze(0), hard_labels(1), temperatures=(1.0,))
+        assert int((found.log_probs > -math.inf).sum()) == kept

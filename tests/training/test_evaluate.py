@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from small_students import Table
 from torch import nn
 
 import softlabels as sl
-from softlabels.training import evaluate
+from softlabels.training import LossRecipe, TrainRecipe, evaluate, train
 from softlabels.training.evaluate import likeliest
 from softlabels.training.forward import Student
 from softlabels.training.student import separate_head
@@ -119,3 +120,27 @@ def test_of_equal_guesses_the_smallest_id_is_the_first() -> None:
         log_probs=torch.tensor([[-1.0, -1.0, -3.0], [-torch.inf, -0.5, -2.0]]),
     )
     assert likeliest(y).tolist() == [3, 9]
+
+
+def test_a_set_without_t_1_trains_and_is_judged_at_its_own_temperature(
+    precompute: Any, id_samples: list[dict[str, Any]], recipe: TrainRecipe, tmp_path: Path
+) -> None:
+    labels = precompute(tmp_path / "labels", id_samples, temperatures=(2.0,))
+    recipe = replace(recipe, loss=LossRecipe(temperature=2.0))
+    result = train(labels, recipe=recipe, out=tmp_path / "run")
+    assert result.before is not None
+    assert result.after is not None
+    assert result.after.kl is None
+    assert result.after.kl_at["2"] < result.before.kl_at["2"]
+    assert result.after.top1_agreement is not None
+
+
+def test_a_kl_at_t_1_between_stored_temperatures_is_interpolated(
+    precompute: Any, id_samples: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    found = {}
+    for name, temperatures in (("stored", (0.5, 1.0, 2.0)), ("around", (0.5, 2.0))):
+        labels = precompute(tmp_path / name, id_samples, temperatures=temperatures)
+        batches = sl.loader(labels, batch_size=4, shuffle=False)
+        found[name] = evaluate(Student(Table(seed=4)), batches).kl
+    assert found["around"] == pytest.approx(found["stored"], rel=0.05)

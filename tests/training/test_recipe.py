@@ -32,6 +32,11 @@ def test_a_recipe_comes_back_from_json() -> None:
     assert TrainRecipe.from_json({"steps": 3}) == TrainRecipe(steps=3)
 
 
+def test_a_part_that_has_no_fields_is_refused() -> None:
+    with pytest.raises(InputError, match='a recipe\'s loss is "kl"; its fields go in an object'):
+        TrainRecipe.from_json({"steps": 1, "loss": "kl"})
+
+
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
@@ -65,6 +70,9 @@ def test_an_unknown_field_is_refused_by_name(fields: dict[str, Any], named: str)
         (StudentRecipe, {"config": {"hidden_size": 8}}, "no model_type"),
         (OptimizerRecipe, {"lr": 0.0}, "lr is"),
         (OptimizerRecipe, {"betas": (0.9, 1.0)}, "betas"),
+        (OptimizerRecipe, {"betas": 3}, "betas are 3"),
+        (OptimizerRecipe, {"betas": "ab"}, "betas are 'ab'"),
+        (StudentRecipe, {"size": ["tiny"]}, r"size is \['tiny'\]; it is a name"),
         (OptimizerRecipe, {"schedule": "wsd", "warmup": 0.9, "decay": 0.2}, "more than all"),
         (DataRecipe, {"held_out": 1.0}, "held_out is \"1.0\".*below 1"),
         (DataRecipe, {"held_out": 0.1, "held_out_every": 3}, "choose one"),
@@ -73,6 +81,7 @@ def test_an_unknown_field_is_refused_by_name(fields: dict[str, Any], named: str)
         (TrainRecipe, {"steps": 1, "epochs": 1}, "one of them"),
         (TrainRecipe, {"steps": 2.5}, "steps is \"2.5\""),
         (TrainRecipe, {"steps": 1, "seed": -1}, "seed"),
+        (TrainRecipe, {"steps": 1, "seed": 2**63}, "seed is 9223372036854775808; .*below 2⁶³"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_at_once(kind: Any, fields: dict[str, Any], words: str) -> None:

@@ -193,3 +193,8 @@ def test_a_student_for_fewer_positions_than_a_record_has_is_refused() -> None:
     check_length(llama(max_position_embeddings=8), 8)
     with pytest.raises(InputError, match="up to 9 tokens, the student takes 8"):
         check_length(llama(max_position_embeddings=8), 9)
+
+
+def test_a_list_of_end_tokens_is_no_setting_of_the_layers() -> None:
+    whole = llama(num_hidden_layers=3, eos_token_id=[2, 5, 7])
+    assert pruned(whole, 2).config.eos_token_id == [2, 5, 7]

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_students import Table
+from small_students import Table, llama
 
 import softlabels as sl
 from softlabels.errors import InputError, PlanMismatchError, VocabularyMismatchError
@@ -432,3 +432,51 @@ def test_what_cannot_run_is_refused_before_a_folder_is_made(
     with pytest.raises(InputError, match=words):
         train(labels, recipe=replace(recipe, **changes), out=out)
     assert not out.exists()
+
+
+def test_checkpoints_that_a_kill_left_beside_a_result_are_removed(
+    labels: sl.LabelSet, recipe: TrainRecipe, out: Path
+) -> None:
+    train(labels, recipe=replace(recipe, steps=1), out=out)
+    (out / "checkpoints" / "step-000000001").mkdir(parents=True)
+    train(labels, recipe=replace(recipe, steps=1), out=out)
+    assert not (out / "checkpoints").exists()
+
+
+def test_a_student_that_has_trained_since_is_another_one_and_the_error_says_so(
+    labels: sl.LabelSet, recipe: TrainRecipe, out: Path
+) -> None:
+    given, model = replace(recipe, student=None, steps=1), Table(0)
+    train(labels, recipe=given, out=out, student=model)
+    (out / "result.json").unlink()
+    with pytest.raises(PlanMismatchError, match="has trained since is another one: build it anew"):
+        train(labels, recipe=given, out=out, student=model)
+    with pytest.raises(PlanMismatchError) as caught:
+        train(labels, recipe=replace(given, seed=4), out=out, student=model)
+    assert "build it anew" not in str(caught.value)
+
+
+def test_a_finished_run_gives_its_weights_to_a_model_of_its_shape_alone(
+    labels: sl.LabelSet, recipe: TrainRecipe, out: Path
+) -> None:
+    given, model, fresh = replace(recipe, student=None, steps=1), llama(), llama()
+    torch.nn.init.zeros_(fresh.lm_head.weight)
+    result = train(labels, recipe=given, out=out, student=model)
+    assert train(labels, recipe=given, out=out, student=fresh) == result
+    assert torch.equal(fresh.lm_head.weight, model.lm_head.weight)
+    for other, words in (
+        (Table(0), "missing in the one given"),
+        (llama(intermediate_size=8), r"of shape \[16, 32\] there, and of shape \[16, 8\]"),
+        (llama(num_hidden_layers=2), r"layers\.1\..* is in the one given alone"),
+    ):
+        before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+        with pytest.raises(PlanMismatchError, match=words):
+            train(labels, recipe=given, out=out, student=other)
+        assert all(torch.equal(before[name], t) for name, t in other.state_dict().items())
+
+
+def test_a_device_without_numbers_is_refused(
+    labels: sl.LabelSet, recipe: TrainRecipe, out: Path
+) -> None:
+    with pytest.raises(InputError, match="'meta', which has no numbers"):
+        train(labels, recipe=replace(recipe, device="meta"), out=out)
