@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from softlabels.codecs import curves
+from softlabels.codecs import curves, engines
 from softlabels.codecs.frames import byte_planes, from_byte_planes
 from softlabels.codecs.packed import Packed, hard_log_probs
-from softlabels.codecs.planes import Planes
+from softlabels.codecs.planes import Opened, Planes
 from softlabels.codecs.ranks import less_floor, sort_entries
 from softlabels.codecs.unpack import unpack_entries
 from softlabels.labels import SoftLabels
@@ -79,6 +80,39 @@ class Compact(Packed):
             assert labels.logsumexp is not None
             planes += byte_planes(curves.logsumexp_codes(labels.logsumexp.numpy()), 4)
         return planes + byte_planes(curves.hard_codes(hard_log_probs(labels)), 4)
+
+    def unpacked(self, opened: Opened, device: torch.device) -> SoftLabels:
+        compiled = engines.cpu().compact
+        if compiled is None or not self.table.listed or 1.0 not in self.temperatures:
+            return super().unpacked(opened, device)
+        if device.type != "cpu":
+            return super().unpacked(opened, device)
+        ids, log_probs, log_tails, logsumexp, hard = map(
+            torch.from_numpy,
+            compiled(
+                opened,
+                self.k,
+                of_rests=self.layout.of_rests,
+                of_rank=self._narrow_ids,
+                tails=len(self.temperatures),
+                whole=self.temperatures.index(1.0),
+                logits_known=self.logits_known,
+            ),
+        )
+        return SoftLabels(
+            classes=self.classes,
+            ids=ids,
+            log_probs=log_probs,
+            logsumexp=logsumexp if self.logits_known else None,
+            log_tails=log_tails,
+            temperatures=self.temperatures,
+            hard_log_probs=hard,
+        )
+
+    @cached_property
+    def _narrow_ids(self) -> NDArray[np.uint32]:
+        """The id of each rank: half of `table.ids`, so that more of it stays in cache."""
+        return self.table.ids.astype(np.uint32)
 
     def to_labels(self, planes: Planes, device: torch.device) -> SoftLabels:
         floors, scalars = planes.by_position[0], list(planes.by_position[1:])

@@ -14,8 +14,8 @@ Codes = NDArray[np.uint8]
 
 # A log-prob or logsumexp in steps of 2⁻¹⁰ nats.
 SCALAR_STEPS = 1024
-_NULL, _MINUS_INFINITY, _FIRST = 0, 1, 2
-_MIDDLE = 1 << 31
+NULL, MINUS_INFINITY, FIRST = 0, 1, 2
+MIDDLE = 1 << 31
 _TAIL_CODES = 256
 # Codes of probabilities: below 32 + 3 in steps of a nat, from there on by cube roots.
 LOG_CODES, _LEAST_ROOT = 32, 3
@@ -111,13 +111,13 @@ def logsumexp_codes(values: Floats) -> NDArray[np.uint32]:
         InputError: beyond ±2²¹, or not finite.
     """
     codes = np.rint(values.astype(np.float64) * SCALAR_STEPS)
-    _check(np.abs(codes) < _MIDDLE, values, "logsumexp")
-    return (codes + _MIDDLE).astype(np.uint32)
+    _check(np.abs(codes) < MIDDLE, values, "logsumexp")
+    return (codes + MIDDLE).astype(np.uint32)
 
 
 def code_logsumexps(codes: NDArray[np.uint32]) -> Floats:
     """The inverse of `logsumexp_codes`."""
-    return ((codes.astype(np.float64) - _MIDDLE) / SCALAR_STEPS).astype(np.float32)
+    return ((codes.astype(np.float64) - MIDDLE) / SCALAR_STEPS).astype(np.float32)
 
 
 def hard_codes(values: Floats) -> NDArray[np.uint32]:
@@ -128,18 +128,18 @@ def hard_codes(values: Floats) -> NDArray[np.uint32]:
     """
     steps = np.rint(-values.astype(np.float64) * SCALAR_STEPS)
     special = np.isnan(values) | (values == -np.inf)
-    _check(special | ((steps >= 0) & (steps < _MIDDLE)), values, "hard-label log-prob")
-    codes = np.where(special, 0, steps).astype(np.uint32) + _FIRST
-    codes[np.isnan(values)] = _NULL
-    codes[values == -np.inf] = _MINUS_INFINITY
+    _check(special | ((steps >= 0) & (steps < MIDDLE)), values, "hard-label log-prob")
+    codes = np.where(special, 0, steps).astype(np.uint32) + FIRST
+    codes[np.isnan(values)] = NULL
+    codes[values == -np.inf] = MINUS_INFINITY
     return codes
 
 
 def code_hard(codes: NDArray[np.uint32]) -> Floats:
     """The inverse of `hard_codes`."""
-    values = ((_FIRST - codes.astype(np.float64)) / SCALAR_STEPS).astype(np.float32)
-    values[codes == _NULL] = np.nan
-    values[codes == _MINUS_INFINITY] = -np.inf
+    values = ((FIRST - codes.astype(np.float64)) / SCALAR_STEPS).astype(np.float32)
+    values[codes == NULL] = np.nan
+    values[codes == MINUS_INFINITY] = -np.inf
     return values
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,12 +13,12 @@ import zstandard
 from numpy.typing import NDArray
 
 from softlabels.errors import CorruptShardError, InputError
-from softlabels.memory import empty
 
 Bytes = NDArray[np.uint8]
 
 # Readers that strip trailing NUL bytes from binary values must find none.
 _END = b"\x01"
+_NOTHING = np.empty(0, np.uint8)
 # Shorter records cost less with all their planes in one block, because a block has its own table.
 SHORT_POSITIONS = 96
 # A record of four positions takes a tenth to a sixth less with a dictionary of this size; a larger
@@ -71,13 +73,13 @@ class Frames:
 
     def unpack(
         self,
-        blobs: pa.Array,
+        blobs: pa.Array | pa.ChunkedArray,
         positions: NDArray[np.int64],
         *,
         least: NDArray[np.int64],
         most: NDArray[np.int64],
-    ) -> tuple[Bytes, NDArray[np.int64]]:
-        """The bytes of every frame of a binary column, one after another, checked; and their sizes.
+    ) -> list[Bytes]:
+        """The bytes of every frame of a binary column, checked.
 
         Args:
             positions: of each record.
@@ -86,38 +88,47 @@ class Frames:
         Raises:
             CorruptShardError: a frame is damaged, or of another size.
         """
-        if blobs.null_count:
-            raise CorruptShardError("packed holds nulls")
-        offsets = np.frombuffer(blobs.buffers()[1], np.int32)[blobs.offset :][: len(blobs) + 1]
-        data = memoryview(blobs.buffers()[2] or b"")
-        contexts = self._contexts
-        starts, stops = offsets[:-1].tolist(), (offsets[1:] - len(_END)).tolist()
-        frames = []
-        for start, stop in zip(starts, stops, strict=True):
-            if data[max(start, stop) : stop + len(_END)] != _END:
-                raise CorruptShardError("a frame does not end as it should")
-            frames.append(data[start:stop])
+        frames = _frames(blobs)
         sizes = np.asarray([_content_size(frame) for frame in frames], np.int64)
-        wrong = np.flatnonzero((sizes < least) | (sizes > most))
-        if len(wrong):
+        if (sizes < least).any() or (sizes > most).any():
+            wrong = np.flatnonzero((sizes < least) | (sizes > most))[0]
             raise CorruptShardError(
-                f"a frame holds {sizes[wrong[0]]} bytes, its record from {least[wrong[0]]} to "
-                f"{most[wrong[0]]}"
+                f"a frame holds {sizes[wrong]} bytes, its record from {least[wrong]} to "
+                f"{most[wrong]}"
             )
-        out = empty((int(sizes.sum()),), np.uint8)
-        ends = np.cumsum(sizes).tolist()
-        room = out.data
-        for frame, end, size, is_short in zip(
-            frames, ends, sizes.tolist(), (positions < SHORT_POSITIONS).tolist(), strict=True
-        ):
-            reader = contexts.of_short if is_short else contexts.of_long
+        found, contexts = [_NOTHING] * len(frames), self._contexts
+        short = positions < SHORT_POSITIONS
+        for reader, own in ((contexts.of_long, ~short), (contexts.of_short, short)):
+            places = np.flatnonzero(own & (sizes > 0)).tolist()
+            if not places:  # zstandard divides by their number
+                continue
             try:
-                held = reader.stream_reader(frame).readinto(room[end - size : end])
+                # All at once: between two calls, threads wait for each other.
+                segments: Any = reader.multi_decompress_to_buffer(
+                    [frames[place] for place in places],
+                    decompressed_sizes=sizes[places].astype(np.uint64).data,
+                )
             except zstandard.ZstdError as error:
                 raise CorruptShardError(f"a frame cannot be decompressed: {error}") from None
-            if held != size:
-                raise CorruptShardError("a frame is cut short")
-        return out, sizes
+            for number, place in enumerate(places):
+                found[place] = np.frombuffer(segments[number], np.uint8)
+        return found
+
+
+def _frames(blobs: pa.Array | pa.ChunkedArray) -> list[memoryview]:
+    """The frames of a binary column, where they lie."""
+    if blobs.null_count:
+        raise CorruptShardError("packed holds nulls")
+    frames = []
+    for chunk in blobs.chunks if isinstance(blobs, pa.ChunkedArray) else [blobs]:
+        _, ends, values = chunk.buffers()
+        bounds = memoryview(ends or b"").cast("i")[chunk.offset :][: len(chunk) + 1].tolist()
+        data = memoryview(values or b"")
+        for start, stop in pairwise(bounds):
+            if data[max(start, stop - len(_END)) : stop] != _END:
+                raise CorruptShardError("a frame does not end as it should")
+            frames.append(data[start : stop - len(_END)])
+    return frames
 
 
 def _content_size(frame: memoryview) -> int:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from softlabels.codecs.frames import train_dictionary
 from softlabels.codecs.idtable import IdTable
-from softlabels.codecs.planes import PACKED_FIELDS, Layout, Planes, join
+from softlabels.codecs.planes import PACKED_FIELDS, Layout, Opened, Planes, join
 from softlabels.codecs.ranks import rest_width
 from softlabels.codecs.unpack import CPU
 from softlabels.errors import InputError
@@ -80,8 +80,12 @@ class Packed(ABC):
         return self.layout.pack(join(parts), offsets)
 
     def decode(self, table: pa.Table, device: torch.device = CPU) -> tuple[SoftLabels, Int64s]:
-        planes, offsets = self.layout.unpack(table)
-        return self.to_labels(planes, device), offsets
+        opened = self.layout.open(table)
+        return self.unpacked(opened, device), opened.offsets
+
+    def unpacked(self, opened: Opened, device: torch.device) -> SoftLabels:
+        """Labels of decompressed records, of batch shape (positions,)."""
+        return self.to_labels(self.layout.unpack(opened), device)
 
     def trained(self, labels: SoftLabels) -> Self:
         """This codec with a dictionary for records like these."""

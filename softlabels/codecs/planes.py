@@ -52,6 +52,31 @@ class Planes:
 
 
 @dataclass(frozen=True)
+class Opened:
+    """R records, decompressed.
+
+    Attributes:
+        frames: the planes of each.
+        positions, entries: of each record, (R,) int64, as all the others.
+        large: entries whose gap has a rest.
+        ragged: whether its frame says how many entries each position has, bool.
+    """
+
+    frames: Sequence[Bytes]
+    positions: Int64s
+    entries: Int64s
+    large: Int64s
+    ragged: NDArray[np.bool_]
+
+    @property
+    def offsets(self) -> Int64s:
+        """Record i has positions offsets[i]:offsets[i + 1], (R + 1,)."""
+        ends = np.zeros(len(self.positions) + 1, np.int64)
+        self.positions.cumsum(out=ends[1:])
+        return ends
+
+
+@dataclass(frozen=True)
 class Layout:
     """How many planes a record's frame holds, and the columns that it is written to.
 
@@ -106,30 +131,42 @@ class Layout:
                 record += [plane[start:stop] for plane in counted]
             yield record
 
-    def unpack(self, table: pa.Table) -> tuple[Planes, Int64s]:
-        """The inverse of `pack`, from these columns and `positions`; with the offsets.
+    def open(self, table: pa.Table) -> Opened:
+        """Records decompressed, from the columns of `pack` and `positions`.
 
         Raises:
             CorruptShardError: a frame is damaged, or does not fit its record.
         """
         positions = table.column("positions").to_numpy().astype(np.int64)
         entries = table.column("entries").to_numpy().astype(np.int64)
-        if (positions < 0).any() or (entries < 0).any() or (entries > positions * self.k).any():
+        most = positions * self.k
+        if min(positions.min(initial=0), entries.min(initial=0)) < 0 or (entries > most).any():
             raise CorruptShardError("positions and entries contradict each other")
-        ragged = entries != positions * self.k
+        ragged = entries != most
         least = entries * (1 + self.of_entries) + positions * (self.of_positions + 4 * ragged)
-        data, sizes = self.frames.unpack(
-            table.column("packed").combine_chunks(),
+        frames = self.frames.unpack(
+            table.column("packed"),
             positions,
             least=least,
             most=least + entries * self.of_rests,
         )
+        sizes = np.asarray([len(frame) for frame in frames], np.int64)
         large, over = np.divmod(sizes - least, max(1, self.of_rests))
         if over.any():
             raise CorruptShardError("a frame holds bytes that are in no plane")
+        return Opened(frames, positions, entries, large, ragged)
+
+    def unpack(self, opened: Opened) -> Planes:
+        """The inverse of `pack`.
+
+        Raises:
+            CorruptShardError: a record's counts do not fit it.
+        """
+        positions, entries, ragged = opened.positions, opened.entries, opened.ragged
         numbers = [1, self.of_rests, self.of_entries, self.of_positions, 4]
-        lengths = np.repeat([entries, large, entries, positions, positions * ragged], numbers, 0)
-        flat = by_plane(data, lengths)
+        kinds = [entries, opened.large, entries, positions, positions * ragged]
+        lengths = np.repeat(kinds, numbers, 0)
+        flat = by_plane(joined(opened.frames), lengths)
         planes = np.split(flat, np.cumsum(lengths.sum(1))[:-1])
         first, *rests = planes[: 1 + self.of_rests]
         rest = from_byte_planes(rests) if rests else np.zeros((first == LARGE).sum(), np.uint32)
@@ -139,7 +176,7 @@ class Layout:
             by_entry=planes[1 + self.of_rests : middle],
             by_position=planes[middle:-4],
             counts=self._counts(planes[-4:], ragged, positions, entries),
-        ), np.append(0, np.cumsum(positions))
+        )
 
     def _counts(
         self, planes: Sequence[Bytes], ragged: NDArray[np.bool_], positions: Int64s, entries: Int64s
@@ -150,8 +187,19 @@ class Layout:
             counts[np.repeat(ragged, positions)] = from_byte_planes(planes)
             ends = np.append(0, np.cumsum(counts))[np.cumsum(positions)]
             if (counts > self.k).any() or (ends != np.cumsum(entries)).any():
-                raise CorruptShardError("the entries of a record do not fit its positions")
+                raise misfit()
         return counts
+
+
+def misfit() -> CorruptShardError:
+    """What unpacking raises where counts of entries are not what their record has."""
+    return CorruptShardError("the entries of a record do not fit its positions")
+
+
+def joined(frames: Sequence[Bytes]) -> Bytes:
+    """One after another, in memory that may be written to."""
+    out = empty((sum(map(len, frames)),), np.uint8)
+    return np.concatenate(frames, out=out) if frames else out
 
 
 def by_plane(data: Bytes, lengths: Int64s) -> Bytes:
@@ -173,16 +221,16 @@ def join(parts: Sequence[Planes]) -> Planes:
     if len(parts) == 1:
         return parts[0]
 
-    def joined(planes: Iterable[Sequence[Bytes] | Bytes]) -> list[Bytes]:
-        return [np.concatenate(each) for each in zip(*planes, strict=True)]
+    def each(planes: Iterable[Sequence[Bytes] | Bytes]) -> list[Bytes]:
+        return [np.concatenate(plane) for plane in zip(*planes, strict=True)]
 
     return Planes(
         gaps=Gaps(
             np.concatenate([part.gaps.first for part in parts]),
             np.concatenate([part.gaps.rest for part in parts]),
         ),
-        by_entry=joined(part.by_entry for part in parts),
-        by_position=joined(part.by_position for part in parts),
+        by_entry=each(part.by_entry for part in parts),
+        by_position=each(part.by_position for part in parts),
         counts=np.concatenate([part.counts for part in parts]),
     )
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from softlabels.codecs.curves import code_logs, code_weights
 from softlabels.codecs.ranks import LARGE, beyond
+from softlabels.codecs.unpack_frames import compact
 from softlabels.codecs.unpack_numpy import (
     Bytes,
     Floats,
@@ -20,7 +21,7 @@ from softlabels.codecs.unpack_numpy import (
 )
 from softlabels.memory import empty
 
-__all__ = ["copy", "entries", "ids", "log_probs", "ranks"]
+__all__ = ["compact", "copy", "entries", "ids", "log_probs", "ranks"]
 
 
 def copy(data: Bytes, starts: Int64s, lengths: Int64s, out: Bytes) -> None:

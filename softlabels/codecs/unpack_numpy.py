@@ -17,6 +17,9 @@ Int64s = NDArray[np.int64]
 Uint32s = NDArray[np.uint32]
 Floats = NDArray[np.float32]
 
+# Records are unpacked plane by plane; see `unpack_numba.compact`.
+compact = None
+
 # Rows whose temporaries stay in cache: twice as fast as all rows at once.
 _ROWS = 2048
 

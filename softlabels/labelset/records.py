@@ -133,7 +133,9 @@ def _ragged(values: Int64s | None, offsets: Int64s, order: Int64s) -> Int64s | N
 
 
 def _ends(lengths: Int64s) -> Int64s:
-    return np.concatenate([[0], np.cumsum(lengths)])
+    ends = np.zeros(len(lengths) + 1, np.int64)
+    lengths.cumsum(out=ends[1:])
+    return ends
 
 
 def join(parts: Sequence[Records]) -> Records:
@@ -170,24 +172,20 @@ def scatter(labels: SoftLabels, mask: torch.Tensor) -> SoftLabels:
         mask: bool, any shape, as many true places as there are positions.
     """
     device, flat = labels.ids.device, mask.flatten()
-    full = bool(flat.all())
-    places = torch.empty(0) if full else flat.nonzero().squeeze(1).to(device)
-    others = torch.empty(0) if full else (~flat).nonzero().squeeze(1).to(device)
-    fill = {"log_tails": -torch.inf, "hard_log_probs": torch.nan}
-
-    def spread(name: str, values: torch.Tensor) -> torch.Tensor:
-        shape = (*mask.shape, *values.shape[1:])
-        if full:
-            return values.view(shape)
-        out = _empty(len(flat), values).index_copy_(0, places, values)
-        return out.index_fill_(0, others, fill.get(name, 0)).view(shape)
-
-    filled: dict[str, Any] = {
-        name: spread(name, getattr(labels, name))
-        for name in FIELDS
-        if getattr(labels, name) is not None
-    }
-    return replace(labels, **filled, mask=mask.to(labels.ids.device))
+    given = {name: value for name in FIELDS if (value := getattr(labels, name)) is not None}
+    spread: dict[str, Any] = given
+    if not flat.numpy().all():  # of few tokens, faster than torch's
+        places = flat.nonzero().squeeze(1).to(device)
+        others = (~flat).nonzero().squeeze(1).to(device)
+        fill = {"log_tails": -torch.inf, "hard_log_probs": torch.nan}
+        spread = {
+            name: _empty(len(flat), value)
+            .index_copy_(0, places, value)
+            .index_fill_(0, others, fill.get(name, 0))
+            for name, value in given.items()
+        }
+    shaped = {name: value.view(*mask.shape, *value.shape[1:]) for name, value in spread.items()}
+    return replace(labels, **shaped, mask=mask.to(device))
 
 
 def _empty(length: int, like: torch.Tensor) -> torch.Tensor:
@@ -261,20 +259,12 @@ def from_table(table: pa.Table, codec: Codec, device: torch.device = CPU) -> Rec
     lengths = table.column("length").to_numpy().astype(np.int64)
     if (lengths < 0).any():
         raise CorruptShardError("a length is negative")
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    offsets = _ends(lengths)
     wanted = _wanted(table, offsets)
-    counts = lengths if wanted.all() else _counts(wanted, offsets)
-    if not np.array_equal(counts, np.diff(label_offsets)):
+    found = offsets if wanted.all() else _ends(_counts(wanted, offsets))
+    if not np.array_equal(found, label_offsets):
         raise CorruptShardError("label_spans do not cover as many tokens as there are positions")
-    token_ids = next_ids = None
-    lists = table.column("input_ids").combine_chunks()
-    if lists.null_count < len(lists):
-        flat, found = lists.flatten(), lists.offsets.to_numpy().astype(np.int64)
-        if lists.null_count or flat.null_count or not np.array_equal(found - found[0], offsets):
-            raise CorruptShardError("the lists of input_ids do not fit the lengths, or hold nulls")
-        token_ids = flat.to_numpy().astype(np.int64)
-        column = table.column("next_id").cast(pa.int64())
-        next_ids = (column.fill_null(-1) if column.null_count else column).to_numpy()
+    token_ids, next_ids = _tokens(table, offsets)
     return Records(
         identity=table.select(IDENTITY),
         token_offsets=offsets,
@@ -284,6 +274,31 @@ def from_table(table: pa.Table, codec: Codec, device: torch.device = CPU) -> Rec
         labels=labels,
         label_offsets=label_offsets,
     )
+
+
+def _tokens(table: pa.Table, offsets: Int64s) -> tuple[Int64s | None, Int64s | None]:
+    """`token_ids` and `next_ids` of records; None where the set does not carry its inputs."""
+    lists = table.column("input_ids").combine_chunks()
+    if lists.null_count == len(lists):
+        return None, None
+    bounds = lists.offsets.to_numpy()
+    first, last = int(bounds[0]), int(bounds[-1])
+    flat = lists.values.slice(first, last - first)
+    if lists.null_count or flat.null_count or not np.array_equal(bounds - bounds[0], offsets):
+        raise CorruptShardError("the lists of input_ids do not fit the lengths, or hold nulls")
+    return flat.to_numpy().astype(np.int64), _or_none(table.column("next_id").combine_chunks())
+
+
+def _or_none(numbers: pa.Array) -> Int64s:
+    """Numbers, −1 where they are null. Arrow's `fill_null` takes longer than a batch's tokens."""
+    if not numbers.null_count:
+        known: Int64s = numbers.to_numpy().astype(np.int64)
+        return known
+    valid, values = numbers.buffers()
+    at = slice(numbers.offset, numbers.offset + len(numbers))
+    held = np.frombuffer(values, numbers.type.to_pandas_dtype())[at]
+    bits = np.unpackbits(np.frombuffer(valid, np.uint8), count=at.stop, bitorder="little")[at]
+    return np.where(bits, held.astype(np.int64), -1)
 
 
 def check_columns(found: pa.Schema, codec: Codec) -> list[str]:

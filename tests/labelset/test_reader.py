@@ -241,7 +241,7 @@ def test_memory_and_open_files_are_bounded(
     rows = [{"id": f"s{i}", "ids": [i % 16, 3]} for i in range(12)]
     labels = precompute(tmp_path / "set", rows, unit_rows=1)
     expected = list(map(bits, labels))
-    one = labels._table(0).nbytes
+    one = labels._encoded(0).nbytes
     monkeypatch.setattr(reader, "_OPEN_SHARDS", 3)
     monkeypatch.setattr(reader, "_CACHE_BYTES", 4 * one)
     labels = sl.LabelSet.open(tmp_path / "set")
