@@ -166,6 +166,25 @@ def test_the_largest_gap_that_there_can_be_comes_back(classes: int) -> None:
     assert torch.equal(case.codec.decode(case.table)[0].ids, case.labels.ids)
 
 
+def test_the_tail_at_1_scales_log_probs_wherever_it_stands_among_the_temperatures() -> None:
+    case = make(500, 8, [3, 4], seed=21)
+    assert case.labels.log_tails is not None
+    tails = case.labels.log_tails.clone()
+    tails[:, 0] = -0.3  # of another temperature: not what is left of these log-probs
+    turned = (2.0, 1.0)
+    codec = replace(case.codec, temperatures=turned)
+    labels = replace(case.labels, log_tails=tails, temperatures=turned)
+    table = Case(codec, labels, case.offsets).table
+    compiled, _ = codec.decode(table)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engines, "cpu", lambda: unpack_numpy)
+        plain, _ = codec.decode(table)
+    assert torch.equal(compiled.log_probs, plain.log_probs)
+    kept = compiled.log_probs.double().exp().sum(-1)
+    expected = 1 - case.labels.log_tails[:, 0].double().exp()
+    torch.testing.assert_close(kept, expected, rtol=0, atol=0.01)
+
+
 @given(cases())
 @settings(deadline=None, max_examples=30)
 def test_compiled_and_plain_unpacking_give_equal_arrays(case: Case) -> None:
