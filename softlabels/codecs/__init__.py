@@ -32,6 +32,7 @@ __all__ = [
     "Plain",
     "Preset",
     "Sampled",
+    "default",
     "from_json",
     "preset",
     "resolve",
@@ -110,6 +111,11 @@ DEFAULT = "compact"
 OF_PROBABILITIES = ", ".join(name for name in PRESETS if name != "sampled")
 
 
+def default(*, sampled: bool) -> str:
+    """The codec where none is named, of weights or of probabilities."""
+    return "sampled" if sampled else DEFAULT
+
+
 def preset(name: str) -> Preset:
     """The preset of that name; raises `InputError` if there is none."""
     if name not in PRESETS:
@@ -136,11 +142,6 @@ class Needs:
     logits_known: bool = True
     sampled: bool = False
     draws: int | None = None
-
-    @property
-    def default_codec(self) -> str:
-        """The codec where none is named."""
-        return "sampled" if self.sampled else DEFAULT
 
     def check(self, name: str) -> None:
         """Refuse a codec that cannot write this.

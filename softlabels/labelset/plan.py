@@ -231,7 +231,8 @@ def with_codec(
         sampled=selection.sampled,
         draws=getattr(selection, "draws", None),
     )
-    made = codecs.resolve(name or needs.default_codec, needs, pilot=pilot)
+    chosen = name or codecs.default(sampled=selection.sampled)
+    made = codecs.resolve(chosen, needs, pilot=pilot)
     return plan.model_copy(update={"codec": made.to_json()})
 
 

@@ -64,7 +64,7 @@ class Job:
     @property
     def codec_name(self) -> str:
         """Of a new set."""
-        return self.codec or ("sampled" if self.selection.sampled else codecs.DEFAULT)
+        return self.codec or codecs.default(sampled=self.selection.sampled)
 
     @cached_property
     def batch_tokens(self) -> int:
