@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from students import flat, make_student
+from torch import distributed
 
 PAGE = (Path(__file__).parents[2] / "docs" / "TRAINING.md").read_text()
 PREAMBLE, *SECTIONS = PAGE.split("\n## ")
@@ -25,6 +26,8 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> Any:
     for name, value in (where | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}).items():
         monkeypatch.setenv(name, value)
     yield
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
 
