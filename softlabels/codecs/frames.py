@@ -77,12 +77,15 @@ class Frames:
         *,
         least: NDArray[np.int64],
         most: NDArray[np.int64],
-    ) -> list[Bytes]:
+    ) -> tuple[Bytes, NDArray[np.int64]]:
         """The bytes of every frame of a binary column, checked.
 
         Args:
             positions: of each record.
             least, most: bytes that each may hold; checked before memory is taken.
+
+        Returns:
+            what they hold, one after another, and how many bytes are each one's.
 
         Raises:
             CorruptShardError: a frame is damaged, or of another size.
@@ -97,7 +100,7 @@ class Frames:
             )
         ends = np.cumsum(sizes).tolist()
         out = empty((ends[-1] if ends else 0,), np.uint8)
-        found, room, start, contexts = [], out.data, 0, self._contexts
+        room, start, contexts = out.data, 0, self._contexts
         # zstandard's `multi_decompress_to_buffer` makes threads wait less for each other, but at
         # k = 32 the system's allocator gives its memory back to the kernel: 50 page faults a batch.
         for frame, end, is_short in zip(
@@ -110,9 +113,8 @@ class Frames:
                 raise CorruptShardError(f"a frame cannot be decompressed: {error}") from None
             if held != end - start:
                 raise CorruptShardError("a frame is cut short")
-            found.append(out[start:end])
             start = end
-        return found
+        return out, sizes
 
 
 def _frames(blobs: pa.Array | pa.ChunkedArray) -> list[memoryview]:

@@ -56,13 +56,15 @@ class Opened:
     """R records, decompressed.
 
     Attributes:
-        frames: the planes of each.
+        data: the planes of each, record after record.
+        sizes: its bytes of each, (R,) int64.
         positions, entries: of each record, (R,) int64, as all the others.
         large: entries whose gap has a rest.
         ragged: whether its frame says how many entries each position has, bool.
     """
 
-    frames: Sequence[Bytes]
+    data: Bytes
+    sizes: Int64s
     positions: Int64s
     entries: Int64s
     large: Int64s
@@ -144,17 +146,16 @@ class Layout:
             raise CorruptShardError("positions and entries contradict each other")
         ragged = entries != most
         least = entries * (1 + self.of_entries) + positions * (self.of_positions + 4 * ragged)
-        frames = self.frames.unpack(
+        data, sizes = self.frames.unpack(
             table.column("packed"),
             positions,
             least=least,
             most=least + entries * self.of_rests,
         )
-        sizes = np.asarray([len(frame) for frame in frames], np.int64)
         large, over = np.divmod(sizes - least, max(1, self.of_rests))
         if over.any():
             raise CorruptShardError("a frame holds bytes that are in no plane")
-        return Opened(frames, positions, entries, large, ragged)
+        return Opened(data, sizes, positions, entries, large, ragged)
 
     def unpack(self, opened: Opened) -> Planes:
         """The inverse of `pack`.
@@ -166,7 +167,7 @@ class Layout:
         numbers = [1, self.of_rests, self.of_entries, self.of_positions, 4]
         kinds = [entries, opened.large, entries, positions, positions * ragged]
         lengths = np.repeat(kinds, numbers, 0)
-        flat = by_plane(joined(opened.frames), lengths)
+        flat = by_plane(opened.data, lengths)
         planes = np.split(flat, np.cumsum(lengths.sum(1))[:-1])
         first, *rests = planes[: 1 + self.of_rests]
         rest = from_byte_planes(rests) if rests else np.zeros((first == LARGE).sum(), np.uint32)
@@ -194,12 +195,6 @@ class Layout:
 def misfit() -> CorruptShardError:
     """What unpacking raises where counts of entries are not what their record has."""
     return CorruptShardError("the entries of a record do not fit its positions")
-
-
-def joined(frames: Sequence[Bytes]) -> Bytes:
-    """One after another, in memory that may be written to."""
-    out = empty((sum(map(len, frames)),), np.uint8)
-    return np.concatenate(frames, out=out) if frames else out
 
 
 def by_plane(data: Bytes, lengths: Int64s) -> Bytes:

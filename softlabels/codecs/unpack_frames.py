@@ -6,12 +6,11 @@ each other; here one, and every byte is read where it was decompressed.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit, types
-from numba.extending import intrinsic
-from numba.np.numpy_support import carray
+from numba import njit
 from numpy.typing import NDArray
 
 from softlabels.codecs.curves import (
@@ -82,82 +81,71 @@ def compact(
         np.empty(rows if logits_known else 0, np.float32),
         np.empty(rows, np.float32),
     )
-    frames = opened.frames
-    shapes = np.empty((len(frames), 5), np.int64)
-    shapes[:, 0] = [len(frame) for frame in frames]
-    shapes[:, 1], shapes[:, 2] = opened.positions, opened.entries
-    shapes[:, 3], shapes[:, 4] = opened.large, opened.ragged
     state = _unpack(
-        np.asarray([frame.__array_interface__["data"][0] for frame in frames], np.uint64),
-        shapes,
+        opened.data,
+        np.stack([opened.sizes, opened.positions, opened.entries, opened.large, opened.ragged], 1),
         of_rests,
         whole,
-        (of_rank, code_weights(), code_logs(), code_log_tails(), code_log_kept()),
-        found,
-        (empty((most,), np.uint32), empty((most + 1,), np.uint32)),
+        (of_rank, *_tables(), code_log_tails(), code_log_kept()),
+        # Plain: of a named tuple numba asks Python for the type at every call.
+        tuple(found),
+        tuple(empty((most + 1,), np.uint32) for _ in range(3)),
     )
     if state != _GOOD:
         raise beyond() if state == _BEYOND else misfit()
     return found
 
 
+@cache
+def _tables() -> tuple[Int64s, Floats]:
+    """Weights and logs of the codes from a floor on: codes go round at 256, as bytes do."""
+    return np.tile(code_weights(), 2), np.tile(code_logs(), 2)
+
+
 def _compiled(function: Any) -> Any:
     return njit(nogil=True, cache=True, boundscheck=False)(function)
 
 
-def _pointer_to(context: Any, address: Any) -> Any:
-    """An address as a pointer to bytes."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    pointer: Any = types.CPointer
-    return pointer(types.uint8)(address), generate
-
-
-_pointer: Any = intrinsic(_pointer_to)
-
-
 @_compiled
 def _unpack(
-    frames: NDArray[np.uint64],
+    records: Bytes,
     shapes: Int64s,
     of_rests: int,
     whole: int,
     tables: tuple[Uint32s, Int64s, Floats, Floats, NDArray[np.float64]],
-    found: Unpacked,
-    scratch: tuple[Uint32s, Uint32s],
+    found: tuple[Int64s, Floats, Floats, Floats, Floats],
+    scratch: tuple[Uint32s, Uint32s, Uint32s],
 ) -> int:
     of_rank, weights, logs, tail_logs, log_kept = tables
-    steps, where = scratch
-    k, tails, known = found.ids.shape[1], found.log_tails.shape[1], len(found.logsumexps) > 0
-    row = 0
+    ids, log_probs, log_tails, logsumexps, hard = found
+    k, tails, known = ids.shape[1], log_tails.shape[1], len(logsumexps) > 0
+    place, row = 0, 0
     for record in range(len(shapes)):
         size, positions, entries, large, ragged = shapes[record]
-        data = carray(_pointer(frames[record]), size)
+        data = records[place : place + size]
+        place += size
         stop, at = row + positions, entries + large * of_rests
         codes, scalars = data[at : at + entries], data[at + entries :]
         floors, planes = scalars[:positions], scalars[positions : (1 + tails) * positions]
         rest = scalars[(1 + tails) * positions :]
         if known:
-            _logsumexps(rest, found.logsumexps[row:stop])
+            _logsumexps(rest, logsumexps[row:stop])
             rest = rest[4 * positions :]
-        _hard(rest, found.hard[row:stop])
+        _hard(rest, hard[row:stop])
         counts = _counts(rest[4 * positions :], positions, k, ragged)
         if counts.sum() != entries or (counts > k).any():
             return _MISFIT
-        if not _steps(data[:entries], data[entries:at], large, of_rests, steps, where):
+        if not _steps(data[:entries], data[entries:at], large, of_rests, scratch):
             return _BEYOND
-        if not _ids(steps, counts, of_rank, found.ids[row:stop]):
+        totals = np.empty(positions, np.int64)
+        if not _ids(scratch[0], codes, counts, floors, (of_rank, weights), ids[row:stop], totals):
             return _BEYOND
-        kept = planes[whole * positions :]
-        _log_probs(
-            codes, counts, floors, kept, (weights, logs, log_kept), found.log_probs[row:stop]
-        )
+        shifts = _shifts(totals, planes[whole * positions :], log_kept)
+        _log_probs(codes, counts, floors, logs, shifts, log_probs[row:stop])
         for tail in range(tails):
             plane = planes[tail * positions :][:positions]
             for i in range(positions):
-                found.log_tails[row + i, tail] = tail_logs[plane[i]]
+                log_tails[row + i, tail] = tail_logs[plane[i]]
         row = stop
     return _GOOD
 
@@ -173,10 +161,11 @@ def _counts(planes: Bytes, positions: int, k: int, ragged: int) -> Int64s:
 
 @_compiled
 def _steps(
-    first: Bytes, rests: Bytes, large: int, of_rests: int, steps: Uint32s, where: Uint32s
+    first: Bytes, rests: Bytes, large: int, of_rests: int, scratch: tuple[Uint32s, Uint32s, Uint32s]
 ) -> bool:
     # From each rank to the next. Large gaps are as if at random: to find them without a branch, and
     # then to add their rests, takes three quarters of the time of one loop with both.
+    steps, where, rest = scratch
     for i in range(len(first)):
         steps[i] = np.uint32(first[i]) + np.uint32(1)
     if of_rests:
@@ -186,51 +175,70 @@ def _steps(
             found += np.uint64(1) if first[i] == LARGE else np.uint64(0)
         if np.int64(found) != large:
             return False
-        for byte in range(of_rests):
+        for i in range(large):
+            rest[i] = np.uint32(rests[i])
+        for byte in range(1, of_rests):
             plane, shift = rests[byte * large :][:large], np.uint32(8 * byte)
-            for i in range(len(plane)):
-                steps[where[i]] += np.uint32(plane[i]) << shift
+            for i in range(large):
+                rest[i] |= np.uint32(plane[i]) << shift
+        for i in range(large):
+            steps[where[i]] += rest[i]
     return True
 
 
 @_compiled
-def _ids(steps: Uint32s, counts: Int64s, of_rank: Uint32s, out: Int64s) -> bool:
+def _ids(
+    steps: Uint32s,
+    codes: Bytes,
+    counts: Int64s,
+    floors: Bytes,
+    tables: tuple[Uint32s, Int64s],
+    out: Int64s,
+    totals: Int64s,
+) -> bool:
     # Unsigned, and slices of one position: indices that might count from the end, and indexing the
-    # whole arrays, cost half as much again.
-    one, last, at = np.uint64(1), np.uint64(len(of_rank) - 1), 0
+    # whole arrays, cost half as much again. The totals of the values are almost free here.
+    of_rank, weights = tables
+    classes, at = np.uint64(len(of_rank)), 0
     for row in range(len(counts)):
-        taken, found, rank = steps[at : at + counts[row]], out[row], np.uint64(0)
+        taken, held = steps[at : at + counts[row]], codes[at : at + counts[row]]
+        found, weight = out[row], weights[np.int64(floors[row]) :]
+        ranks = np.uint64(0)
+        for i in range(len(taken)):
+            ranks += np.uint64(taken[i])
+        if ranks > classes:  # ranks ascend: the last one is the largest
+            return False
+        rank, total = np.uint64(0) - np.uint64(1), np.int64(0)
         for i in range(len(taken)):
             rank += np.uint64(taken[i])
-            found[i] = of_rank[min(rank - one, last)]
-        if rank > last + one:  # ranks ascend: the last one is the largest
-            return False
+            found[i] = of_rank[rank]
+            total += weight[held[i]]
         found[len(taken) :] = 0
+        totals[row] = total
         at += counts[row]
     return True
 
 
 @_compiled
+def _shifts(totals: Int64s, kept: Bytes, log_kept: NDArray[np.float64]) -> Floats:
+    # As `unpack_numpy.shifts`; all at once, since loops around a logarithm wait for it.
+    shifts = np.empty(len(totals), np.float32)
+    for row in range(len(totals)):
+        log_sum = np.log(max(totals[row], np.int64(1)) / 2.0**WEIGHT_BITS)
+        shifts[row] = np.float32(log_kept[kept[row]] - log_sum)
+    return shifts
+
+
+@_compiled
 def _log_probs(
-    codes: Bytes,
-    counts: Int64s,
-    floors: Bytes,
-    kept: Bytes,
-    tables: tuple[Int64s, Floats, NDArray[np.float64]],
-    out: Floats,
+    codes: Bytes, counts: Int64s, floors: Bytes, logs: Floats, shifts: Floats, out: Floats
 ) -> None:
-    weights, logs, log_kept = tables
     at = 0
     for row in range(len(counts)):
         held, found = codes[at : at + counts[row]], out[row]
-        floor, total = floors[row], np.int64(0)
+        log, shift = logs[np.int64(floors[row]) :], shifts[row]
         for i in range(len(held)):
-            total += weights[np.uint8(held[i] + floor)]
-        # As `unpack_numpy.shifts`.
-        log_sum = np.log(max(total, np.int64(1)) / 2.0**WEIGHT_BITS)
-        shift = np.float32(log_kept[kept[row]] - log_sum)
-        for i in range(len(held)):
-            found[i] = logs[np.uint8(held[i] + floor)] + shift
+            found[i] = log[held[i]] + shift
         found[len(held) :] = -np.inf
         at += counts[row]
 

@@ -109,18 +109,13 @@ def read(path: Path, *, classes: int, name: str) -> Iterator[Probes]:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group)
             count = len(table)
-            frames = Frames().unpack(
+            data, _ = Frames().unpack(
                 table["logits"].combine_chunks(),
                 np.full(count, SHORT_POSITIONS),
                 least=np.full(count, classes * width),
                 most=np.full(count, classes * width),
             )
-            raw = (
-                np.asarray(frames, np.uint8)
-                .reshape(count, width, classes)
-                .transpose(0, 2, 1)
-                .reshape(count, -1)
-            )
+            raw = data.reshape(count, width, classes).transpose(0, 2, 1).reshape(count, -1)
             logits = torch.from_numpy(raw).view(DTYPES[found])
             yield Probes(
                 table["record"].to_numpy(),
