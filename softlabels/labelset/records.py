@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from softlabels import memory
 from softlabels.codecs import CPU, Codec
@@ -175,17 +176,51 @@ def scatter(labels: SoftLabels, mask: torch.Tensor) -> SoftLabels:
     given = {name: value for name in FIELDS if (value := getattr(labels, name)) is not None}
     spread: dict[str, Any] = given
     if not flat.numpy().all():  # of few tokens, faster than torch's
-        places = flat.nonzero().squeeze(1).to(device)
-        others = (~flat).nonzero().squeeze(1).to(device)
-        fill = {"log_tails": -torch.inf, "hard_log_probs": torch.nan}
-        spread = {
-            name: _empty(len(flat), value)
-            .index_copy_(0, places, value)
-            .index_fill_(0, others, fill.get(name, 0))
-            for name, value in given.items()
-        }
+        to = _by_run if device.type == "cpu" else _by_index
+        spread = to(given, flat)
     shaped = {name: value.view(*mask.shape, *value.shape[1:]) for name, value in spread.items()}
     return replace(labels, **shaped, mask=mask.to(device))
+
+
+_FILL = {"log_tails": -torch.inf, "hard_log_probs": torch.nan}
+
+
+def _by_run(given: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
+    """Rows at the true places of `mask`, (N,), a copy for each run: a quarter of `_by_index`."""
+    edges = np.flatnonzero(np.diff(mask.numpy(), prepend=False, append=False)).tolist()
+    starts, stops = edges[::2], edges[1::2]
+    if len(starts) * 16 > len(mask):
+        return _by_index(given, mask)
+    gaps = list(zip([0, *stops], [*starts, len(mask)], strict=True))
+    spread = {}
+    for name, value in given.items():
+        spread[name] = _empty(len(mask), value)
+        out, rows = _plain(spread[name]), _plain(value)
+        done = 0
+        for start, stop in zip(starts, stops, strict=True):
+            out[start:stop] = rows[done : done + stop - start]
+            done += stop - start
+        for start, stop in gaps:
+            out[start:stop] = _FILL.get(name, 0)
+    return spread
+
+
+def _by_index(given: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
+    """Rows at the true places of `mask`, (N,), on their own device."""
+    device = next(iter(given.values())).device
+    places = mask.nonzero().squeeze(1).to(device)
+    others = (~mask).nonzero().squeeze(1).to(device)
+    return {
+        name: _empty(len(mask), value)
+        .index_copy_(0, places, value)
+        .index_fill_(0, others, _FILL.get(name, 0))
+        for name, value in given.items()
+    }
+
+
+def _plain(values: Tensor) -> Any:
+    """NumPy's view where it knows the dtype: of small slices it is faster."""
+    return values if values.dtype == torch.bfloat16 else values.numpy()
 
 
 def _empty(length: int, like: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from softlabels import SoftLabels
 from softlabels.codecs import Plain
 from softlabels.errors import CorruptShardError
 from softlabels.inputs.digests import DIGEST_TYPE, prepared_digest
-from softlabels.labelset.records import Records, from_table, join, schema, to_table
+from softlabels.labelset.records import Records, from_table, join, scatter, schema, to_table
 
 CLASSES, K = 1000, 2
 CODEC = Plain(CLASSES, (1.0,))
@@ -168,6 +168,36 @@ def test_labels_of_a_record_stand_at_their_tokens_and_are_masked_elsewhere(masks
             if not labelled:
                 assert labels.log_tails is not None
                 assert labels.log_tails[t].tolist() == [-torch.inf]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("runs", [1, 3, 200])
+def test_labels_spread_over_a_batch_stand_in_order_with_nothing_between(
+    runs: int, dtype: torch.dtype
+) -> None:
+    mask = torch.zeros(4, 250, dtype=torch.bool)
+    edges = np.sort(np.random.default_rng(runs).choice(1001, 2 * runs, replace=False))
+    for start, stop in edges.reshape(-1, 2).tolist():
+        mask.view(-1)[start:stop] = True
+    count = torch.arange(1, int(mask.sum()) + 1)
+    given = SoftLabels(
+        ids=count[:, None] * torch.tensor([1, 2]),
+        log_probs=-count[:, None] * torch.tensor([0.1, 0.2]),
+        logsumexp=count.float(),
+        log_tails=-count[:, None].float(),
+        temperatures=(1.0,),
+        hard_log_probs=-count.float(),
+        logits=(count[:, None] * torch.tensor([1.0, 2.0])).to(dtype),
+    )
+    spread = scatter(given, mask)
+    assert torch.equal(spread.mask, mask)
+    fills = {"log_tails": -torch.inf, "hard_log_probs": torch.nan}
+    for name in ("ids", "log_probs", "logsumexp", "log_tails", "hard_log_probs", "logits"):
+        found, value = getattr(spread, name), getattr(given, name)
+        assert found.dtype == value.dtype
+        assert torch.equal(found[mask], value)
+        others = found[~mask].double().numpy()
+        assert np.array_equal(others, np.full(others.shape, fills.get(name, 0)), equal_nan=True)
 
 
 def test_no_records_make_an_empty_table_and_come_back() -> None:
