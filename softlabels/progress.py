@@ -29,6 +29,20 @@ class Seen:
     nats: float
     judged: int
 
+    def __add__(self, other: Seen) -> Seen:
+        return self._sum(other, 1)
+
+    def __sub__(self, other: Seen) -> Seen:
+        return self._sum(other, -1)
+
+    def _sum(self, other: Seen, sign: int) -> Seen:
+        return Seen(
+            positions=self.positions + sign * other.positions,
+            mass=self.mass + sign * other.mass,
+            nats=self.nats + sign * other.nats,
+            judged=self.judged + sign * other.judged,
+        )
+
 
 NOTHING_SEEN = Seen(0, 0.0, 0.0, 0)
 
@@ -181,7 +195,7 @@ class Tracker:
             self._state = replace(
                 self._state,
                 tokens=self._state.tokens - self._unit_tokens,
-                seen=_sum(self._state.seen, self._unit_seen, sign=-1),
+                seen=self._state.seen - self._unit_seen,
             )
             self._unit_tokens, self._unit_seen = 0, NOTHING_SEEN
 
@@ -200,8 +214,8 @@ class Tracker:
             self._unit_share = max(self._unit_share, share)
             state = replace(self._state, tokens=self._state.tokens + tokens)
             if seen is not None:
-                self._unit_seen = _sum(self._unit_seen, seen)
-                state = replace(state, seen=_sum(state.seen, seen))
+                self._unit_seen += seen
+                state = replace(state, seen=state.seen + seen)
             self._state = state
             self._emit()
 
@@ -220,6 +234,27 @@ class Tracker:
             )
             self._publish(self._unpublished.popleft())
 
+    def finish_elsewhere(
+        self, rows: int, *, tokens: int, seen: Seen, bytes_written: int, positions: int
+    ) -> None:
+        """A unit was labelled and published by another process.
+
+        Args:
+            rows: of the unit.
+            tokens, seen: of its batches.
+            bytes_written, positions: of its shard.
+        """
+        with self._lock:
+            state = self._state
+            self._state = replace(
+                state,
+                tokens=state.tokens + tokens,
+                seen=state.seen + seen,
+                bytes=state.bytes + bytes_written,
+                written_positions=state.written_positions + positions,
+            )
+            self._publish(rows)
+
     def _publish(self, rows: int) -> None:
         state = self._state
         self._state = replace(state, units=state.units + 1, source_rows=state.source_rows + rows)
@@ -236,15 +271,6 @@ class Tracker:
             state = replace(state, share=labelled / state.total_rows)
         self._state = state
         self._report(state)
-
-
-def _sum(one: Seen, other: Seen, *, sign: int = 1) -> Seen:
-    return Seen(
-        positions=one.positions + sign * other.positions,
-        mass=one.mass + sign * other.mass,
-        nats=one.nats + sign * other.nats,
-        judged=one.judged + sign * other.judged,
-    )
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The command line: `softlabels precompute | plan | derive | train | info | show | verify`."""
+"""The command line, `softlabels`: `precompute`, `train`, `show` and the others."""
 
 from __future__ import annotations
 

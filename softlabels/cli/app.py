@@ -21,6 +21,7 @@ from softlabels.cli.arguments import (
     PrecomputeArguments,
     TrainArguments,
 )
+from softlabels.cli.sharing_arguments import ImportArguments, LayoutName
 from softlabels.errors import CorruptShardError, InputError, SoftLabelsError
 
 OK, FINDING, USAGE = 0, 1, 2
@@ -41,7 +42,7 @@ app = App(
         "Every command: --debug shows the traceback of an error. "
         "Exit status: 0 all is well, 1 something was found, 2 the call was wrong."
     ),
-    help_format="plaintext",
+    help_format="markdown",
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,  # `run` says what an interrupted job leaves
 )
@@ -80,11 +81,19 @@ def plan(arguments: Annotated[PlanArguments, Parameter(name="*")]) -> int:
 
 @app.command
 def derive(arguments: Annotated[DeriveArguments, Parameter(name="*")]) -> int:
-    """Write a label set again, in another codec or with fewer entries; no teacher is needed.
+    """Write a label set again: other codec, fewer entries, some records, sets merged; no teacher.
 
     The mass of the entries left out joins the tails. A killed run goes on with the same command.
 
-    Example: softlabels derive labels/docs labels/small --codec compact --k 16
+    --where compares what a record's labels show, as in "entropy < 2 and mass > .9": positions,
+    length, and at T = 1 the mean entropy (nats), mass and tail (of the classes kept, and not kept),
+    hard_log_prob and perplexity.
+
+    New data later: label it alone, with the same settings, then append it. So only new records are
+    labelled: softlabels precompute --data new.jsonl … --out labels/new; softlabels derive
+    labels/docs labels/all --merge labels/new
+
+    Example: softlabels derive labels/docs labels/small --codec compact --k 16 --fraction .1
     """
     from softlabels.cli.label import derive_set
 
@@ -130,24 +139,77 @@ def show(
     view: Annotated[int, Parameter(help="Which view of the sample.")] = 0,
     start: Annotated[int, Parameter(help="First position shown.")] = 0,
     positions: Annotated[
-        int | None, Parameter(help="How many positions are shown: 24, or all as JSON.")
+        int | None,
+        Parameter(help="How many are shown: 24; all in a pager, as JSON and as HTML."),
+    ] = None,
+    position: Annotated[
+        int | None, Parameter(help="Show one position alone, its classes with bars.")
     ] = None,
     top: Annotated[
-        int | None, Parameter(help="How many classes are shown at each: 5, or all as JSON.")
+        int | None,
+        Parameter(help="How many classes are shown at each: 5, 20 of one position, all as JSON."),
     ] = None,
+    html: Annotated[Path | None, Parameter(help="Write the record as one HTML file.")] = None,
     json: AsJson = False,
 ) -> int:
     """Look at a record: its tokens and what the teacher believed would follow each.
 
-    Green: the teacher's first guess was the next token. Yellow: it was among the kept classes.
+    Tokens are coloured by the teacher's surprise; a guess is green where it is the next token.
+    Longer than the terminal, it goes through $PAGER, or less.
     """
-    from softlabels.cli.look import Window, show_record
+    from softlabels.cli.show import show_record
+    from softlabels.looking.record import Window
 
-    if not json:
-        positions = 24 if positions is None else positions
-        top = 5 if top is None else top
     window = Window(start, positions, top)
-    return show_record(directory, key, part, view, window=window, as_json=json)
+    return show_record(
+        directory, key, part, view, window=window, position=position, html=html, as_json=json
+    )
+
+
+@app.command
+def audit(
+    directory: Place,
+    /,
+    *,
+    out: Annotated[
+        Path | None, Parameter(help="Write the report as one HTML file that needs no network.")
+    ] = None,
+    figures: Annotated[
+        Path | None, Parameter(help="Write the charts into a folder, as PNG and SVG.")
+    ] = None,
+    sample: Annotated[
+        int,
+        Parameter(help="Positions read at most; of a larger set, of a seeded sample of records."),
+    ] = 1_000_000,
+    seed: Annotated[int, Parameter(help="Of the sample.")] = 0,
+    json: AsJson = False,
+) -> int:
+    """What a label set holds, and whether it can be trusted: exits 1 if labels are misplaced.
+
+    Distributions, calibration, alignment with the tokens, fidelity to dense logits, bytes, the
+    records that surprise the teacher most, likely wrong hard labels, and what was rejected.
+
+    Example: softlabels audit labels/docs --out report.html
+    """
+    from softlabels.cli.audit import show_audit
+
+    return show_audit(
+        directory, out=out, figures=figures, positions=sample, seed=seed, as_json=json
+    )
+
+
+@app.command
+def diff(a: Place, b: Place, /, *, json: AsJson = False) -> int:
+    """What two label sets differ in: recipe, records, values; exits 1 if they do.
+
+    Records are joined by key, part and view. The KL is taken over the classes that both keep and
+    one rest, where tokens and labelled positions are the same.
+
+    Example: softlabels diff labels/docs labels/small
+    """
+    from softlabels.cli.diff import show_difference
+
+    return show_difference(a, b, as_json=json)
 
 
 @app.command
@@ -157,14 +219,125 @@ def verify(
     *,
     repair: Annotated[
         bool,
-        Parameter(negative="", help="Drop bad files, so that precompute makes them again."),
+        Parameter(negative="", help="Drop bad files, and say the command that makes them again."),
     ] = False,
+    against: Annotated[
+        str | None, Parameter(help="Run this teacher on a sample: is it the one that labelled?")
+    ] = None,
+    data: Annotated[
+        str | None, Parameter(help="What was labelled, where the set does not carry its inputs.")
+    ] = None,
+    sample: Annotated[int, Parameter(help="Records that are run again.")] = 64,
+    seed: Annotated[int, Parameter(help="Which records.")] = 0,
+    workers: Annotated[int | None, Parameter(help="Threads; one for each core, at most 8.")] = None,
+    quiet: Annotated[bool, Parameter(negative="", help="No progress.")] = False,
     json: AsJson = False,
 ) -> int:
-    """Check every checksum, count and invariant of a label set; exits 1 if something is wrong."""
-    from softlabels.cli.look import show_verification
+    """Check every checksum, count and invariant of a label set; exits 1 if something is wrong.
 
-    return show_verification(directory, repair=repair, as_json=json)
+    --against judges by the KL between what is stored and what the teacher gives now, less what
+    selection and codec cost by themselves: exits 1 if it is another teacher.
+
+    Example: softlabels verify labels/docs --against HuggingFaceTB/SmolLM2-135M --sample 32
+    """
+    from softlabels.cli.check import Suspect, show_verification
+
+    suspect = None if against is None else Suspect(against, data, sample, seed)
+    progress = False if quiet else None
+    return show_verification(
+        directory, drop=repair, suspect=suspect, workers=workers, progress=progress, as_json=json
+    )
+
+
+@app.command
+def push(
+    directory: Directory,
+    repository: Annotated[str, Parameter(help="USER/NAME on the Hugging Face Hub.")],
+    /,
+    *,
+    private: Annotated[
+        bool, Parameter(negative="", help="Make the repository private; it must be new or so.")
+    ] = False,
+    revision: Annotated[str, Parameter(help="The branch, made if there is none.")] = "main",
+    license: Annotated[
+        str | None, Parameter(help="Of the labels, as the Hub writes it: cc-by-4.0, say.")
+    ] = None,
+    teacher_license: Annotated[str | None, Parameter(help="Of the teacher.")] = None,
+    data_license: Annotated[str | None, Parameter(help="Of the data.")] = None,
+    json: AsJson = False,
+) -> int:
+    """Publish a finished set on the Hub, in one commit; HF_TOKEN comes from the environment.
+
+    A reader never sees half a set. What is there already is not sent again, also after a crash.
+
+    Example: softlabels push labels/docs me/docs-labels --license cc-by-4.0
+    """
+    from softlabels.cli.sharing import push_set
+    from softlabels.sharing.licences import Licences
+
+    licences = Licences(labels=license, teacher=teacher_license, data=data_license)
+    return push_set(
+        directory,
+        repository,
+        private=private,
+        revision=revision,
+        licences=licences,
+        as_json=json,
+    )
+
+
+@app.command
+def pull(
+    source: Annotated[
+        str, Parameter(help="USER/NAME[@REVISION] on the Hub, or a set's URL (https://, s3://).")
+    ],
+    directory: Annotated[Path, Parameter(help="A folder: new, empty, or from an earlier pull.")],
+    /,
+    *,
+    json: AsJson = False,
+) -> int:
+    """Copy a published set to a folder, every digest checked; run it again to go on.
+
+    Example: softlabels pull me/docs-labels labels/docs
+    """
+    from softlabels.cli.sharing import pull_set
+
+    return pull_set(source, directory, as_json=json)
+
+
+@app.command(name="import")
+def import_(arguments: Annotated[ImportArguments, Parameter(name="*")]) -> int:
+    """Make a label set of what another tool wrote; run it again to go on.
+
+    Labels that fit a neighbour's token better than their own are refused, with the --shift that
+    mends it. Such sets have no logits, and tails at T = 1 alone.
+
+    Example: softlabels import distillkit captured labels/old --teacher meta-llama/Llama-3.1-8B
+    """
+    from softlabels.cli.sharing import import_labels
+
+    return import_labels(arguments)
+
+
+@app.command
+def export(
+    layout: LayoutName,
+    source: Place,
+    out: Annotated[Path, Parameter(help="A folder, new or empty.")],
+    /,
+    *,
+    settings: Annotated[
+        Path | None,
+        Parameter(help="Of distillkit: its config; by default all k log-probs in float32."),
+    ] = None,
+) -> int:
+    """Write a label set in the layout of another tool.
+
+    Example: softlabels export axolotl labels/docs exported
+    """
+    from softlabels.cli.sharing import export_labels
+
+    return export_labels(layout, source, out, settings)
 
 
 def run(arguments: Sequence[str]) -> int:

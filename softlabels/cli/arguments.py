@@ -42,7 +42,9 @@ class PrecomputeArguments:
         _help("A model or adapter: Hub name, folder or GGUF file, see --task; or http://a.server."),
     ]
     data: Annotated[str, _help("A path, folder or glob of Parquet, JSONL or text files.")]
-    out: Annotated[Path, _help("The label set's folder: new, empty, or one to resume.")]
+    out: Annotated[
+        str, _help("The label set's folder or URL (s3://…): new, empty, or one to resume.")
+    ]
     column: Annotated[str, _help("What is labelled: text, chat messages, or ready token ids.")] = (
         "text"
     )
@@ -137,6 +139,22 @@ class PrecomputeArguments:
         str | None, _help("Of a server: a tokenizer's name or folder; by default its model's.")
     ] = None
     concurrency: Annotated[int, _count("Of a server: requests at a time.")] = 8
+    rank: Annotated[
+        int | None,
+        _count("Label this share of the work units alone; torchrun's and Slurm's by default."),
+    ] = None
+    world_size: Annotated[int | None, _count("How many shares there are.")] = None
+    executor: Annotated[
+        Literal["local", "ray"], _help("Processes of this machine, or a Ray cluster's actors.")
+    ] = "local"
+    workers: Annotated[int, _count("Of local: processes, a CUDA device each.")] = 1
+    address: Annotated[
+        str | None, _help("Of ray: the cluster's; by default one begun here for the job.")
+    ] = None
+    actors: Annotated[int | None, _count("Of ray: how many, at most; 1.")] = None
+    resources: Annotated[
+        str | None, _help('Of ray: each actor\'s, as JSON: {"CPU": 2, "GPU": 1}.')
+    ] = None
     quiet: Annotated[bool, Parameter(negative="", help="No progress.")] = False
     json: Annotated[bool, Parameter(negative="", help="Print the totals as JSON at the end.")] = (
         False
@@ -147,7 +165,7 @@ class PrecomputeArguments:
 class PlanArguments(PrecomputeArguments):
     """What `softlabels plan` takes: the same, and how much it tries."""
 
-    out: Annotated[Path | None, _help("Not touched; here so that a command can be copied.")] = None  # type: ignore[assignment]
+    out: Annotated[str | None, _help("Not touched; here so that a command can be copied.")] = None  # type: ignore[assignment]
     sample: Annotated[int, _count("Rows that are labelled to know it.")] = 256
     seed: Annotated[int, _count("Which rows.")] = 0
     write: Annotated[Path | None, _help("Write the forecast as JSON to this file too.")] = None
@@ -158,10 +176,26 @@ class DeriveArguments:
     """What `softlabels derive` takes."""
 
     source: Annotated[str, Parameter(help="A finished label set: its folder or URL.")]
-    out: Annotated[Path, Parameter(help="The new set's folder: new, empty, or one to resume.")]
+    out: Annotated[str, Parameter(help="The new set's folder or URL: new, empty, or to resume.")]
     _: KW_ONLY
+    merge: Annotated[
+        tuple[str, ...] | None,
+        Parameter(help="Sets to append, of the same recipe.", consume_multiple=True, negative=""),
+    ] = None
     codec: Annotated[CodecName | None, _help("How entries are written; as in the source.")] = None
     k: Annotated[int | None, _count("Classes kept at every position; all of the source's.")] = None
+    keys: Annotated[
+        Path | None, _help("Only these samples: a file with a key in each line, or Parquet.")
+    ] = None
+    where: Annotated[str | None, _help('Only records for which this holds: "entropy < 2".')] = None
+    fraction: Annotated[float | None, _help("Only this share of the samples, by their keys.")] = (
+        None
+    )
+    seed: Annotated[int, _count("Which samples.")] = 0
+    shard_records: Annotated[
+        int | None, _count("Records in a shard, at most; by default shards stay as they are.")
+    ] = None
+    workers: Annotated[int | None, _count("Threads; one for each core, at most 8.")] = None
     quiet: Annotated[bool, Parameter(negative="", help="No progress.")] = False
     json: Annotated[bool, Parameter(negative="", help="Print the totals as JSON at the end.")] = (
         False

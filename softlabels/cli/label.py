@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 from softlabels.cli.arguments import DeriveArguments, PlanArguments, PrecomputeArguments
 from softlabels.cli.forecast import show_forecast
+from softlabels.cli.output import check_file
 from softlabels.cli.screen import Screen
 from softlabels.errors import InputError, quoted
 from softlabels.labelset.derive import derive
 from softlabels.labelset.reader import LabelSet
+from softlabels.precompute.executors import Executor, Ray
 from softlabels.precompute.forecast import plan
 from softlabels.precompute.run import precompute
+from softlabels.ranks import choose_device
 from softlabels.selection import Dense, Sampled, Selection, TopK, TopP
 from softlabels.teachers import Teacher, from_server, is_address, pretrained
 
@@ -23,22 +26,61 @@ from softlabels.teachers import Teacher, from_server, is_address, pretrained
 def label(arguments: PrecomputeArguments) -> int:
     """Label, and say what was made and what to do with it."""
     began = time.perf_counter()
+    executor = _executor(arguments)
+    choose_device()
     teacher = _teacher(arguments)
     _silence()
     labels = precompute(
         arguments.data,
         teacher,
         arguments.out,
+        rank=arguments.rank,
+        world_size=arguments.world_size,
+        executor=executor,
+        workers=arguments.workers,
         progress=not arguments.quiet,
         **_settings(arguments),
     )
     return _tell(labels, arguments.out, began, as_json=arguments.json)
 
 
+def _executor(arguments: PrecomputeArguments) -> Executor:
+    """Raises `InputError` for flags that belong to another executor."""
+    given = {
+        f"--{name}": getattr(arguments, name)
+        for name in ("address", "actors", "resources")
+        if getattr(arguments, name) is not None
+    }
+    if arguments.executor == "local":
+        if given:
+            raise InputError(f"{next(iter(given))} is for --executor ray; give that too")
+        return "local"
+    if arguments.workers != 1:
+        raise InputError("--workers is for --executor local; say --actors for Ray's")
+    return Ray(
+        actors=1 if arguments.actors is None else arguments.actors,
+        address=arguments.address,
+        resources=_resources(arguments.resources),
+    )
+
+
+def _resources(text: str | None) -> dict[str, float] | None:
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+        return {str(name): float(amount) for name, amount in found.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise InputError(
+            f"--resources {quoted(text)} is no JSON object of amounts; write for instance "
+            """'{"CPU": 2, "GPU": 1}'"""
+        ) from None
+
+
 def show_plan(arguments: PlanArguments) -> int:
     """Label a sample, and say what all of it would take."""
     if arguments.write is not None:
-        _check_can_be_written(arguments.write)
+        check_file("--write", arguments.write)
     teacher = _teacher(arguments)
     _silence()
     forecast = plan(
@@ -57,33 +99,6 @@ def show_plan(arguments: PlanArguments) -> int:
     if arguments.write is not None:
         arguments.write.write_text(made + "\n")
     return 0
-
-
-def _check_can_be_written(path: Path) -> None:
-    """Fail before a sample is labelled, not after.
-
-    Raises:
-        InputError: a file cannot be made there.
-    """
-    folder = path.parent
-    if path.is_dir():
-        reason = "it is a folder"
-    elif not folder.is_dir():
-        reason = f"there is no folder {quoted(folder)}"
-    elif path.exists():
-        reason = "" if os.access(path, os.W_OK) else "the file is there and is not writable"
-    else:
-        reason = ""
-        try:
-            with TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            reason = f"nothing can be written to {quoted(folder)} ({error.strerror})"
-    if reason:
-        raise InputError(
-            f"--write {quoted(path)}: {reason}; name a file in a folder that is there and can be "
-            "written to"
-        )
 
 
 def _teacher(arguments: PrecomputeArguments) -> Teacher:
@@ -154,14 +169,21 @@ def derive_set(arguments: DeriveArguments) -> int:
     labels = derive(
         arguments.source,
         arguments.out,
+        merge=arguments.merge or (),
         codec=arguments.codec,
         k=arguments.k,
+        keys=arguments.keys,
+        where=arguments.where,
+        fraction=arguments.fraction,
+        seed=arguments.seed,
+        shard_records=arguments.shard_records,
+        workers=arguments.workers,
         progress=not arguments.quiet,
     )
     return _tell(labels, arguments.out, began, as_json=arguments.json)
 
 
-def _tell(labels: LabelSet, out: Path, began: float, *, as_json: bool) -> int:
+def _tell(labels: LabelSet, out: Path | str, began: float, *, as_json: bool) -> int:
     totals = labels.totals
     if as_json:
         print(totals.model_dump_json())
@@ -178,7 +200,10 @@ def _tell(labels: LabelSet, out: Path, began: float, *, as_json: bool) -> int:
     if totals.truncated:
         longest = labels.plan.preparation.max_length
         console.print(f"{totals.truncated:,} samples were cut at {longest} tokens")
-    console.print(f"next: softlabels show {out}")
+    if labels.finished:
+        console.print(f"next: softlabels show {out}")
+    else:
+        console.print("next: the other ranks; the one that ends last finishes the set")
     return 0
 
 

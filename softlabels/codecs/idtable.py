@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 # Beyond, a table with an entry for every class would cost more memory than what it looks up.
 _LISTED_CLASSES = 1 << 24
+# A pilot of a thousand positions finds no more, and a plan may not ask for more memory than this.
+_MOST_FREQUENT = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class IdTable:
         """
         try:
             data = base64.b64decode(text, validate=True)
-            if not 0 <= zstandard.frame_content_size(data) <= 4 * classes:
+            if not 0 <= zstandard.frame_content_size(data) <= 4 * min(classes, _MOST_FREQUENT):
                 raise ValueError("the id table is longer than there are classes")
             found = np.frombuffer(zstandard.ZstdDecompressor().decompress(data), "<u4")
         except zstandard.ZstdError as error:

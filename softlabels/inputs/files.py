@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import glob
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from softlabels.errors import InputError, quoted
+from softlabels.inputs.in_place import FileRows, JsonLines, ParquetRows
 from softlabels.inputs.rows import not_empty
 
 _READERS = {
@@ -21,8 +23,58 @@ _READERS = {
 }
 
 
-def open_files(path: str) -> tuple[str, Any]:
-    """A Dataset of the files at `path`, and the name that the plan gives it (never a full path)."""
+_IN_PLACE: dict[str, Callable[[list[str]], FileRows]] = {
+    ".parquet": ParquetRows,
+    ".jsonl": JsonLines,
+}
+
+
+def open_in_place(path: str) -> FileRows | None:
+    """The rows of files that can be read where they lie; None where `open_files` has to unpack.
+
+    Raises:
+        InputError: as `open_files`.
+    """
+    files, suffix = _find(path)
+    if suffix not in _IN_PLACE:
+        return None
+    files = [os.path.abspath(file) for file in files if Path(file).stat().st_size]
+    not_empty(len(files))
+    rows = _IN_PLACE[suffix](files)
+    not_empty(len(rows))
+    return rows
+
+
+def name_of(path: str) -> str:
+    """What the plan calls the files at `path`, never a full path."""
+    return Path(os.path.abspath(path)).name
+
+
+def open_files(path: str) -> Any:
+    """A Dataset of the files at `path`: all of them, unpacked into a cache that is fast anywhere.
+
+    Raises:
+        InputError: there are none, or they are not of one kind that is read, or broken.
+    """
+    files, suffix = _find(path)
+    import datasets
+
+    builder, options = _READERS[suffix]
+    # datasets, too, takes a file's name for a pattern; a file without bytes breaks its readers.
+    files = [glob.escape(file) for file in files if Path(file).stat().st_size]
+    not_empty(len(files))
+    try:
+        return datasets.load_dataset(builder, data_files=files, split="train", **options)
+    except StopIteration:
+        return not_empty(0)  # compressed nothing
+    except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
+        reason = quoted(error.__cause__ or error, limit=300)[1:-1]
+        shown = quoted(path, limit=4096)
+        raise InputError(f"--data {shown} cannot be read: {reason}") from error
+
+
+def _find(path: str) -> tuple[list[str], str]:
+    """The files at a path, folder or glob, in order, and their kind."""
     found, shown = Path(path), quoted(path, limit=4096)
     files = [path] if found.exists() else sorted(glob.glob(path, recursive=True))
     if found.is_dir():
@@ -38,20 +90,7 @@ def open_files(path: str) -> tuple[str, Any]:
     if len(suffixes) > 1:
         kinds = ", ".join(sorted(map(str, suffixes)))
         raise InputError(f"--data {shown}: files of several kinds ({kinds}); name one glob")
-    import datasets
-
-    builder, options = _READERS[str(suffixes.pop())]
-    # datasets, too, takes a file's name for a pattern; a file without bytes breaks its readers.
-    files = [glob.escape(file) for file in files if Path(file).stat().st_size]
-    not_empty(len(files))
-    try:
-        data = datasets.load_dataset(builder, data_files=files, split="train", **options)
-    except StopIteration:
-        not_empty(0)  # compressed nothing
-    except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
-        reason = quoted(error.__cause__ or error, limit=300)[1:-1]
-        raise InputError(f"--data {shown} cannot be read: {reason}") from error
-    return Path(os.path.abspath(path)).name, data
+    return files, str(suffixes.pop())
 
 
 def _suffix(file: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -46,6 +47,43 @@ def to_table(rows: Sequence[Any], columns: Sequence[str] | None = None) -> pa.Ta
                 f"column {quoted(name)} cannot be read as an Arrow column: {quoted(error)[1:-1]}"
             ) from None
     return pa.table(found)
+
+
+class DatasetRows:
+    """Rows of a `datasets.Dataset` by number, in any format it has."""
+
+    def __init__(self, data: Any) -> None:
+        self._data = data
+        self._narrowed: dict[tuple[str, ...], Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_data": self._data, "_narrowed": {}}
+
+    def __call__(self, rows: slice | list[int], columns: Sequence[str]) -> pa.Table:
+        """Columns of some rows."""
+        names = tuple(columns)
+        if names not in self._narrowed:
+            self._narrowed[names] = self._data.select_columns(list(names)).with_format("arrow")
+        table: pa.Table = self._narrowed[names][rows]
+        return table
+
+
+@dataclass(frozen=True)
+class IndexedRows:
+    """Rows of a sequence of mappings, or of a map-style dataset, by number.
+
+    Attributes:
+        data: has them.
+        count: how many of them there are, at most.
+    """
+
+    data: Any
+    count: int
+
+    def __call__(self, rows: slice | list[int], columns: Sequence[str]) -> pa.Table:
+        """Columns of some rows."""
+        places = range(*rows.indices(self.count)) if isinstance(rows, slice) else rows
+        return to_table([self.data[place] for place in places], columns)
 
 
 def _plain(value: Any) -> Any:

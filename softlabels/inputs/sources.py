@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,16 @@ from torch.utils.data import Dataset, IterableDataset
 
 from softlabels.errors import DuplicateKeyError, InputError, quoted
 from softlabels.inputs.digests import is_list, key_hashes
-from softlabels.inputs.files import open_files
-from softlabels.inputs.rows import batched, not_empty, regroup, to_table
+from softlabels.inputs.files import name_of, open_files, open_in_place
+from softlabels.inputs.in_place import JsonLines, ParquetRows
+from softlabels.inputs.rows import (
+    DatasetRows,
+    IndexedRows,
+    batched,
+    not_empty,
+    regroup,
+    to_table,
+)
 
 KEY_BATCH_ROWS = 65_536
 STREAM_BATCH_ROWS = 64
@@ -72,12 +79,23 @@ class Source:
             InputError: later rows hold something else than the first ones.
         """
         if self.read is not None and self.rows is not None:
-            for chunk in chunks(self.rows, unit_rows):
-                table = self.read(chunk, self.columns)
-                self._check_kind(table, chunk.start)
-                yield table
+            for number in range(-(-self.rows // unit_rows)):
+                yield self.unit(number, unit_rows)
         else:
             yield from regroup(self.tables(self.columns), unit_rows)
+
+    def unit(self, number: int, unit_rows: int) -> pa.Table:
+        """One table of those of `units`; only its rows are read. Not of a stream.
+
+        Raises:
+            InputError: its rows hold something else than the first ones.
+        """
+        assert self.read is not None, "a stream has no numbered units"
+        assert self.rows is not None
+        start = number * unit_rows
+        table = self.read(slice(start, min(start + unit_rows, self.rows)), self.columns)
+        self._check_kind(table, start)
+        return table
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """A stream's tables, of any size, with these columns."""
@@ -190,7 +208,12 @@ def _confirm(batches: Callable[[], Iterable[pa.Array]], repeated: Any, where: st
 
 
 def open_source(
-    data: Any, *, column: str = "text", key: str | None = None, limit: int | None = None
+    data: Any,
+    *,
+    column: str = "text",
+    key: str | None = None,
+    limit: int | None = None,
+    in_place: bool = False,
 ) -> Source:
     """Open data for labelling and check what can be checked without reading it all.
 
@@ -202,6 +225,8 @@ def open_source(
             ids (list of int).
         key: a string or integer column, unique; None for row numbers.
         limit: only the first so many rows.
+        in_place: Parquet and JSONL are read where they lie, for one pass or parts of one; else
+            they are unpacked into a cache, all of them, for rows in any order.
 
     Raises:
         InputError: a missing path or column, an unsupported type, or no rows at all.
@@ -210,7 +235,9 @@ def open_source(
         raise InputError(f"limit is {limit}; it must be at least 1")
     name, revision, split = "rows", None, None
     if isinstance(data, (str, Path)):
-        name, data = open_files(str(data))
+        name, path = name_of(str(data)), str(data)
+        found = open_in_place(path) if in_place else None
+        data = open_files(path) if found is None else found
     elif hasattr(data, "info") and hasattr(data, "features"):
         name = getattr(data.info, "dataset_name", None) or "dataset"
         revision = str(data.info.version) if data.info.version else None
@@ -235,18 +262,12 @@ def _access(data: Any, limit: int | None) -> tuple[pa.Schema, int | None, Any, A
         raise InputError(
             f"data is a {type(data).__name__}; choose one split of it, or pass a sequence of rows"
         )
+    if isinstance(data, (ParquetRows, JsonLines)):
+        return data.schema, len(data) if limit is None else min(limit, len(data)), data, None
     if hasattr(data, "with_format") and hasattr(data, "__len__"):
         rows = len(data) if limit is None else min(limit, len(data))
         not_empty(rows)
-
-        @lru_cache(maxsize=8)
-        def narrowed(columns: tuple[str, ...]) -> Any:
-            return data.select_columns(list(columns)).with_format("arrow")
-
-        def read_dataset(index: slice | list[int], columns: Sequence[str]) -> pa.Table:
-            return narrowed(tuple(columns))[index]
-
-        return data.features.arrow_schema, rows, read_dataset, None
+        return data.features.arrow_schema, rows, DatasetRows(data), None
     if hasattr(data, "with_format") and hasattr(data, "iter"):
         some = (data if limit is None else data.take(limit)).with_format("arrow")
         some.set_epoch(data.epoch)  # which neither of the two copies
@@ -256,12 +277,7 @@ def _access(data: Any, limit: int | None) -> tuple[pa.Schema, int | None, Any, A
         not_empty(rows)
         some = SCHEMA_ROWS if isinstance(data, Sequence) else STREAM_BATCH_ROWS
         schema = to_table([data[i] for i in range(min(rows, some))]).schema
-
-        def read_rows(index: slice | list[int], columns: Sequence[str]) -> pa.Table:
-            places = range(*index.indices(rows)) if isinstance(index, slice) else index
-            return to_table([data[i] for i in places], columns)
-
-        return schema, rows, read_rows, None
+        return schema, rows, IndexedRows(data, rows), None
     if not isinstance(data, Iterable) or isinstance(data, (bytes, bytearray)):
         raise InputError(
             f"data is a {type(data).__name__}; expected a datasets.Dataset, a path to Parquet, "

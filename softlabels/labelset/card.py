@@ -14,12 +14,6 @@ _MARKS = frozenset(string.punctuation) - set("-/.,()")
 
 def card(plan: Plan, totals: Totals, *, split: str) -> str:
     """The card, from validated values only: no paths, no credentials, no markup from data."""
-    teacher = plan.teacher
-    kept = plan.selection.words(teacher.classes)
-    position = totals.bytes / max(1, totals.positions)
-    dtype = teacher.dtype or "unknown dtype"
-    columns = _COLUMNS.get(str(plan.codec["name"]), "")
-    inputs = "stored" if plan.store_inputs else "not stored: join them from the data"
     return f"""---
 configs:
 - config_name: default
@@ -30,20 +24,11 @@ tags:
 - softlabels
 - knowledge-distillation
 ---
-# Soft labels of {_text(teacher.name)}
+# Soft labels of {inert(plan.teacher.name)}
 
-| | |
-|--|--|
-| teacher | {_text(teacher.name)}, {_text(dtype)}, {_text(teacher.engine)} |
-| weights | {_text(teacher.weights or "none")} |
-| data | {_text(plan.data.name)}, column {_text(", ".join(plan.data.columns))} |
-| kept | {kept} at every position, log tail mass at T = {_numbers(plan.temperatures)} |
-| records | {totals.records:,} of {totals.source_rows:,} samples, {totals.rejects:,} rejected |
-| positions | {totals.positions:,} |
-| size | {totals.bytes:,} bytes, {position:.1f} a position |
-| token ids | {inputs} |
+{facts(plan, totals)}
 
-Entry t of a record is the teacher's distribution at position t, over token t + 1. {columns}
+{meaning(plan)}
 
 ```python
 import softlabels as sl
@@ -54,6 +39,32 @@ for batch in sl.loader(sl.LabelSet.open("."), batch_size=8, seed=0):
 
 Without this library: `datasets.load_dataset(".")`.
 """
+
+
+def facts(plan: Plan, totals: Totals) -> str:
+    """What a set is, as a Markdown table."""
+    teacher = plan.teacher
+    kept = plan.selection.words(teacher.classes)
+    position = totals.bytes / max(1, totals.positions)
+    dtype = teacher.dtype or "unknown dtype"
+    inputs = "stored" if plan.store_inputs else "not stored: join them from the data"
+    return f"""| | |
+|--|--|
+| teacher | {inert(teacher.name)}, {inert(dtype)}, {inert(teacher.engine)} |
+| weights | {inert(teacher.weights or "none")} |
+| data | {inert(plan.data.name)}, column {inert(", ".join(plan.data.columns))} |
+| kept | {kept} at every position, log tail mass at T = {_numbers(plan.temperatures)} |
+| records | {totals.records:,} of {totals.source_rows:,} samples, {totals.rejects:,} rejected |
+| positions | {totals.positions:,} |
+| size | {totals.bytes:,} bytes, {position:.1f} a position |
+| token ids | {inputs} |"""
+
+
+def meaning(plan: Plan) -> str:
+    """What the columns of labels hold, in a few sentences."""
+    columns = _COLUMNS.get(str(plan.codec["name"]), "")
+    of = "token t + 1" if plan.hard_label_alignment == "next" else "the classes of token t"
+    return f"Entry t of a record is the teacher's distribution at position t, over {of}. {columns}"
 
 
 _COLUMNS = {
@@ -68,7 +79,7 @@ of a record are one compressed value, `packed`; the format is docs/FORMAT.md of 
 }
 
 
-def _text(value: str) -> str:
+def inert(value: str) -> str:
     """A name as inert Markdown: one line, nothing in it a mark, a tag, an entity or a link."""
     shown = json.dumps(value, ensure_ascii=True)[1:-1]
     return "".join(f"\\{c}" if c in _MARKS else c for c in shown)

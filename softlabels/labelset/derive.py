@@ -1,26 +1,29 @@
-"""derive: another codec or fewer entries, from a set alone; the teacher is never needed."""
+"""derive: another codec, fewer entries, some of the records, sets merged; from sets alone."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
 from softlabels import codecs
-from softlabels.errors import InputError, LabelSetError
+from softlabels.errors import InputError
 from softlabels.labels import SoftLabels, concatenate
-from softlabels.labelset import layout
 from softlabels.labelset import plan as plans
-from softlabels.labelset.manifest import Receipt
-from softlabels.labelset.plan import Origin, Plan, SelectionPlan
+from softlabels.labelset.derive_bounds import bounds
+from softlabels.labelset.derive_choice import Keys, choose
+from softlabels.labelset.derive_sources import Sources, check_apart, check_sources
+from softlabels.labelset.derive_unit import Recipe, derive_unit, fewer
+from softlabels.labelset.derived_from import Origin
+from softlabels.labelset.parallel import in_order, worker_count
+from softlabels.labelset.plan import Plan, SelectionPlan
 from softlabels.labelset.reader import LabelSet
-from softlabels.labelset.records import Records, join
-from softlabels.labelset.shard import UnitSummary, file_sha256
+from softlabels.labelset.target import Out, earlier
 from softlabels.labelset.writer import LabelSetWriter, begin, check_directory, check_writable
 from softlabels.progress import Tracker, shown
 from softlabels.selection import Dense, TopK
@@ -28,78 +31,111 @@ from softlabels.selection import Dense, TopK
 # What a codec learns its id table and its dictionary from: the beginnings of a seeded sample of
 # records. More change little (docs/RESULTS.md).
 _SAMPLE_RECORDS, _SAMPLE_POSITIONS = 256, 16
+# An id, a log-prob and a logit; of a unit, at most.
+_ENTRY_BYTES, _UNIT_BYTES = 16, 2 << 30
+
+Source = str | os.PathLike[str] | LabelSet
 
 
 def derive(
-    source: str | os.PathLike[str] | LabelSet,
-    out: str | os.PathLike[str],
+    source: Source,
+    out: Out,
     *,
+    merge: Iterable[Source] = (),
     codec: str | None = None,
     k: int | None = None,
+    keys: Keys | None = None,
+    where: str | None = None,
+    fraction: float | None = None,
+    seed: int = 0,
+    shard_records: int | None = None,
+    workers: int | None = None,
     progress: bool | None = None,
 ) -> LabelSet:
-    """Write a label set again, in another codec or with fewer entries at each position.
+    """Write a label set again: in another codec, with fewer entries, some records, sets merged.
 
     The mass of the entries left out joins the tails. From a `lossless` set the labels are those
-    that labelling with fewer entries would have given, to float32 rounding.
-    Run again after a crash: finished shards are skipped.
+    that labelling with fewer entries would have given, to float32 rounding. With the source's codec
+    and entries, labels are copied as they are stored. Run again after a crash: finished shards are
+    skipped.
+
+    A set grows by merging: label the new samples alone, with the same settings, then append them.
+
+        new = sl.precompute("new.jsonl", teacher, "labels/new", key="id")
+        sl.derive("labels/docs", "labels/all", merge=[new])
 
     Args:
         source: a finished label set.
-        out: a folder, new, empty or from an earlier run.
+        out: a folder, new, empty or from an earlier run; or the URL of a prefix of an object store.
+        merge: more finished sets, appended in this order: of the same teacher, preparation,
+            selection, temperatures and codec, and of other samples.
         codec: as `softlabels.precompute` takes it; the source's by default.
         k: entries at each position; all of the source's by default.
+        keys: only the samples with these keys: a list; or a file, text with a key in each line, or
+            Parquet with a column "key".
+        where: only the records for which this holds, such as "entropy < 2 and mass > .9"; the
+            statistics are `softlabels.labelset.derive_where.STATISTICS`. Rejects have none.
+        fraction: only this share of the samples, by a hash of seed and key alone: whatever else a
+            set holds, and a smaller share is a part of a larger one.
+        seed: which samples.
+        shard_records: records in a shard, at most, but the windows of a sample stay together; by
+            default every shard of a source makes one.
+        workers: threads; one for each core, at most eight.
         progress: show it on standard error; None shows it in a terminal only.
 
     Returns:
-        the finished set, opened. Its plan names the source, and where that came from.
+        the finished set, opened. Its plan names the sources, what was taken of them, and where they
+        came from.
 
     Raises:
-        InputError: more entries than the source has, or logits that it does not have.
+        InputError: an argument cannot be used; more entries than the source has, or logits that it
+            does not have; sets that differ in what their labels mean.
+        DuplicateKeyError: a key is in two of the sets.
         PlanMismatchError: the folder was begun with another recipe.
-        CorruptShardError: the source is damaged.
+        CorruptShardError: a source is damaged.
     """
-    labels = source if isinstance(source, LabelSet) else LabelSet.open(source)
-    root = Path(out)
-    check_directory(root)
-    if not labels.finished:
-        raise LabelSetError(
-            f"{labels.name} is unfinished; run the `softlabels precompute` that began it again"
-        )
-    if labels.plan.codec["name"] == "sampled":
-        raise InputError(
-            f"{labels.name} is sampled: a part of unbiased weights is biased, and no other codec "
-            "writes weights; label again with another selection"
-        )
-    kept = _entries(labels.plan, codec, k)
-    if codec is not None:
-        codecs.Needs(labels.plan.teacher.classes, kept, ()).check(codecs.preset(codec).codec)
-    name = str(labels.plan.codec["name"]) if codec is None else codecs.preset(codec).codec
-    if name == "lossless" and labels.codec.logits_dtype is None:
-        raise InputError(
-            f"{labels.name} is written with the codec {labels.plan.codec['name']}, which does not "
-            "keep the teacher's logits; lossless can be derived from lossless alone"
-        )
-    check_writable(root)
-    plan = _plan(labels, name, kept, root)
+    threads = worker_count(workers)
+    check_directory(out)
+    sets = tuple(s if isinstance(s, LabelSet) else LabelSet.open(s) for s in (source, *merge))
+    check_sources(sets)
+    kept = _entries(sets[0].plan, codec, k)
+    name = _codec_name(sets[0], codec, kept, k)
+    _check_shard_records(shard_records, sets, kept)
+    choice = choose(sets, keys=keys, where=where, fraction=fraction, seed=seed)
+    check_apart(sets, choice)
+    sources = Sources(sets)
+    origin = sources.origin(**choice.in_plan(), shard_records=shard_records)
+    check_writable(out)
+    plan = _plan(sets, origin, name, kept, out)
     with (
-        shown(progress, doing="deriving", first="learning the id table") as report,
-        begin(root, plan, save_tokenizer=_tokenizer(labels)) as writer,
+        shown(progress, doing="deriving", first="looking at what is there") as report,
+        begin(out, plan, save_tokenizer=_tokenizer(sets[0])) as writer,
     ):
-        tracker = Tracker(report, sum(receipt.source_rows for receipt in labels.receipts))
-        for receipt in labels.receipts:
-            if writer.receipt(receipt.unit) is not None:
-                tracker.skip(receipt.source_rows)
-                continue
-            tracker.start(receipt.source_rows)
-            records, summary = _unit(labels, receipt, kept)
-            tracker.advance(len(records.labels), len(records.labels))
-            _copy_probes(labels, receipt, writer)
-            made = writer.publish(records, summary)
-            tracker.finish(made.bytes, made.positions)
-        writer.check_no_more_than(len(labels.receipts))
-        writer.finish(len(labels.receipts))
-    return LabelSet.open(root)
+        places = bounds(sources, choice, shard_records=shard_records, workers=threads)
+        recipe = Recipe(sources, choice, places, kept)
+        tracker = Tracker(report, int(recipe.source_rows[-1]))
+        _derive_units(recipe, writer, tracker, workers=threads)
+        writer.check_no_more_than(len(recipe))
+        writer.finish(len(recipe))
+    return LabelSet.open(out)
+
+
+def _derive_units(
+    recipe: Recipe, writer: LabelSetWriter, tracker: Tracker, *, workers: int
+) -> None:
+    """Derive and publish every unit that is not there yet."""
+    rows = np.diff(recipe.source_rows).tolist()
+    todo = []
+    for unit in range(len(recipe)):
+        if writer.receipt(unit) is None:
+            todo.append(unit)
+        else:
+            tracker.skip(rows[unit])
+    made = in_order(partial(derive_unit, recipe, writer=writer), todo, workers=workers)
+    for receipt in made:
+        tracker.start(rows[receipt.unit])
+        tracker.advance(receipt.positions, receipt.positions)
+        tracker.finish(receipt.bytes, receipt.positions)
 
 
 def _entries(plan: Plan, codec: str | None, k: int | None) -> int:
@@ -114,24 +150,58 @@ def _entries(plan: Plan, codec: str | None, k: int | None) -> int:
     return k
 
 
-def _plan(labels: LabelSet, name: str, k: int, root: Path) -> Plan:
-    """The source's plan, but for what is derived; the codec of an earlier run stays."""
-    origin = Origin(
-        plan_sha256=plans.digest((labels.root / layout.PLAN).read_bytes()),
-        shards_sha256=file_sha256(labels.root / layout.SHARDS),
-        codec=str(labels.plan.codec["name"]),
-        k=labels.plan.selection.k,
-        writer=labels.plan.writer,
-    )
-    plan = labels.plan.model_copy(
-        update={
-            "format": plans.FORMAT,
-            "writer": f"softlabels {metadata.version('softlabels')}",
-            "selection": _selection(labels.plan.selection, k),
-            "derived_from": (*labels.plan.derived_from, origin),
-        }
-    )
-    return plans.with_codec(plan, name, plans.earlier(root), lambda: _sample(labels, k))
+def _codec_name(labels: LabelSet, codec: str | None, kept: int, k: int | None) -> str:
+    plan = labels.plan
+    if plan.codec["name"] == "sampled" and (codec is not None or k is not None):
+        raise InputError(
+            f"{labels.name} is sampled: a part of unbiased weights is biased, and no other codec "
+            "writes weights; leave out codec and k, or label again with another selection"
+        )
+    if codec is None:
+        return str(plan.codec["name"])
+    name = codecs.preset(codec).codec
+    codecs.Needs(plan.teacher.classes, kept, ()).check(name)
+    if name == "lossless" and labels.codec.logits_dtype is None:
+        raise InputError(
+            f"{labels.name} is written with the codec {plan.codec['name']}, which does not "
+            "keep the teacher's logits; lossless can be derived from lossless alone"
+        )
+    return name
+
+
+def _check_shard_records(count: int | None, sets: Sequence[LabelSet], k: int) -> None:
+    if count is None:
+        return
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise InputError(f"shard_records is {count!r}; it must be a whole number, at least 1")
+    totals = [labels.totals for labels in sets]
+    positions = sum(t.positions for t in totals) / max(1, sum(t.records for t in totals))
+    most = max(1, int(_UNIT_BYTES / max(1.0, _ENTRY_BYTES * k * positions)))
+    if count > most:
+        raise InputError(
+            f"shard_records is {count:,}; a shard is held in memory while it is made, and with "
+            f"{positions:,.0f} positions a record and {k} entries at each that is more than 2 GiB: "
+            f"choose at most {most:,}"
+        )
+
+
+def _plan(sets: Sequence[LabelSet], origin: Origin, name: str, k: int, out: Out) -> Plan:
+    """The first source's plan, but for what is derived; the codec of an earlier run stays."""
+    first = sets[0].plan
+    selection = _selection(first.selection, k)
+    update = {
+        "format": plans.FORMAT,
+        "writer": f"softlabels {metadata.version('softlabels')}",
+        "selection": selection,
+        "probes": sum(labels.plan.probes for labels in sets),
+        "derived_from": (*first.derived_from, origin),
+    }
+    if len(sets) > 1:
+        update["data"] = first.data.model_copy(update={"limit": None})
+    plan = first.model_copy(update=update)
+    if (name, selection) == (first.codec["name"], first.selection):
+        return plan
+    return plans.with_codec(plan, name, earlier(out), lambda: _sample(sets, k))
 
 
 def _selection(source: SelectionPlan, k: int) -> SelectionPlan:
@@ -141,32 +211,18 @@ def _selection(source: SelectionPlan, k: int) -> SelectionPlan:
     return source.model_copy(update={"k": k})
 
 
-def _sample(labels: LabelSet, k: int) -> SoftLabels:
+def _sample(sets: Sequence[LabelSet], k: int) -> SoftLabels:
     """Labels of the beginnings of a seeded sample of records."""
-    count = min(_SAMPLE_RECORDS, len(labels))
-    chosen = np.random.default_rng(0).choice(len(labels), count, replace=False, shuffle=False)
-    parts = [labels.take([number]).labels[:_SAMPLE_POSITIONS] for number in np.sort(chosen)]
-    return _fewer(labels, concatenate(parts or [labels.take([]).labels]), k)
-
-
-def _unit(labels: LabelSet, receipt: Receipt, k: int) -> tuple[Records, UnitSummary]:
-    """The records of one shard, with k entries at each position."""
-    shard = labels.open_shard(receipt)
-    groups = range(shard.metadata.num_row_groups)
-    parts = [shard.records(group, labels.codec) for group in groups]
-    parts = parts or [labels.take([])]
-    derived = [replace(part, labels=_fewer(labels, part.labels, k)) for part in parts]
-    return join(derived), shard.summary()
-
-
-def _fewer(source: LabelSet, labels: SoftLabels, k: int) -> SoftLabels:
-    return labels.first(k) if source.codec.ordered else labels.top(k)
-
-
-def _copy_probes(labels: LabelSet, receipt: Receipt, writer: LabelSetWriter) -> None:
-    if receipt.probes:
-        file = labels.probes_file(receipt)
-        writer.publish_probes(receipt.unit, lambda path: shutil.copyfile(file, path))
+    starts = np.cumsum([0, *map(len, sets)])
+    total = int(starts[-1])
+    count = min(_SAMPLE_RECORDS, total)
+    chosen = np.random.default_rng(0).choice(total, count, replace=False, shuffle=False)
+    parts = []
+    for number in np.sort(chosen):
+        of = int(np.searchsorted(starts, number, side="right")) - 1
+        labels = sets[of].take([number - starts[of]]).labels[:_SAMPLE_POSITIONS]
+        parts.append(fewer(sets[of], labels, k))
+    return concatenate(parts or [fewer(sets[0], sets[0].take([]).labels, k)])
 
 
 def _tokenizer(labels: LabelSet) -> Callable[[Path], object] | None:

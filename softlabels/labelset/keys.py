@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Self
+from typing import IO, Self
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +15,13 @@ from numpy.typing import NDArray
 from softlabels.inputs.digests import key_hashes
 
 _NUMBER = np.dtype("<u8")
+_PAIR = np.dtype([("hash", _NUMBER), ("record", _NUMBER)])
+# Records that are sorted in memory together, at 16 bytes and as much again for the order.
+_SORTED_RECORDS = 1 << 21
+# Records that are held before they are put to those of like hashes.
+_HELD_RECORDS = 1 << 20
+# Files open at a time, of which a process has about a thousand.
+_MAX_BITS = 9
 
 
 class KeyIndex:
@@ -66,3 +75,77 @@ class KeyIndex:
         last = np.searchsorted(self._hashes, value, side="right")
         found: list[int] = self._records[first:last].tolist()
         return found
+
+
+def write_index(
+    file: Path, keys: Iterable[pa.Array | pa.ChunkedArray], *, records: int, scratch: Path
+) -> None:
+    """Write the index of any number of records, in memory that does not grow with them.
+
+    Records are first put into files by the highest bits of their hash, each of which is then sorted
+    by itself: 16 bytes a record, written twice. A key of very many records is in one file.
+
+    Args:
+        file: is made.
+        keys: of every record, in record order.
+        records: how many there are.
+        scratch: a folder for as many bytes again, for a while.
+
+    Raises:
+        ValueError: the keys are not so many.
+    """
+    bits = min(_MAX_BITS, max(0, -(-records // _SORTED_RECORDS) - 1).bit_length())
+    with ExitStack() as stack:
+        parts = [
+            stack.enter_context(tempfile.TemporaryFile(dir=scratch, buffering=0))
+            for _ in range(1 << bits)
+        ]
+        found = sum(_part(pairs, parts, bits) for pairs in _pairs(keys))
+        if found != records:
+            raise ValueError(f"{file}: {found} keys came, of {records} records")
+        with file.open("wb") as hashes, file.open("r+b") as numbers:
+            numbers.seek(records * _NUMBER.itemsize)
+            for part in parts:
+                pairs = _read(part)
+                sorted_by = pairs["hash"].copy()  # in one piece it is sorted faster
+                order = np.argsort(sorted_by, kind="stable")
+                hashes.write(sorted_by[order].tobytes())
+                numbers.write(pairs["record"][order].tobytes())
+                part.close()
+
+
+def _pairs(keys: Iterable[pa.Array | pa.ChunkedArray]) -> Iterator[NDArray[np.void]]:
+    """Hash and number of every record, many at a time."""
+    held: list[NDArray[np.uint64]] = []
+    size = start = 0
+    for some in keys:
+        held.append(key_hashes(some))
+        size += len(some)
+        if size >= _HELD_RECORDS:
+            yield _numbered(held, start)
+            start += size
+            held, size = [], 0
+    yield _numbered(held, start)
+
+
+def _numbered(held: list[NDArray[np.uint64]], start: int) -> NDArray[np.void]:
+    hashes = np.concatenate([np.empty(0, np.uint64), *held])
+    pairs = np.empty(len(hashes), _PAIR)
+    pairs["hash"], pairs["record"] = hashes, np.arange(start, start + len(hashes))
+    return pairs
+
+
+def _part(pairs: NDArray[np.void], parts: Sequence[IO[bytes]], bits: int) -> int:
+    """Put pairs into the file of their hash's highest bits, in order; returns how many."""
+    # Of a shift by all 64 bits NumPy makes 0: one file has them all.
+    of = (pairs["hash"] >> np.uint64(64 - bits)).astype(np.uint16)
+    order = np.argsort(of, kind="stable")
+    ends = np.cumsum(np.bincount(of, minlength=len(parts)))
+    for part, some in zip(parts, np.split(pairs[order], ends[:-1]), strict=True):
+        part.write(some.tobytes())
+    return len(pairs)
+
+
+def _read(part: IO[bytes]) -> NDArray[np.void]:
+    part.seek(0)
+    return np.fromfile(part, _PAIR)

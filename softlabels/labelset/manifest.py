@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -18,13 +20,19 @@ from pydantic import (
 )
 
 from softlabels.errors import LabelSetError
+from softlabels.labelset import digested
+from softlabels.labelset.digested import Footer
 from softlabels.labelset.plan import first_problem
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Count = Annotated[int, Field(ge=0)]
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
+# Sums of them stay within int64, and len() of a set below its limit.
+MOST = 1 << 53
+Count = Annotated[int, Field(ge=0, le=MOST)]
 # Relative, below the set, and without "..": a manifest cannot point anywhere else.
 _NAME = r"\w[\w-]*(\.[\w-]+)*"
-RelativePath = Annotated[str, StringConstraints(pattern=rf"^{_NAME}(/{_NAME})*$")]
+PATH = rf"^{_NAME}(/{_NAME})*$"
+RelativePath = Annotated[str, StringConstraints(pattern=PATH)]
 
 
 class Receipt(BaseModel):
@@ -57,7 +65,7 @@ class Receipt(BaseModel):
     footer_bytes: Count
     footer_sha256: Sha256
     group_rows: tuple[Count, ...]
-    chunk_digests: tuple[tuple[str, ...], ...]
+    chunk_digests: tuple[tuple[Digest, ...], ...]
     input_digest: str
     rejects: Count = 0
     truncated: Count = 0
@@ -68,6 +76,8 @@ class Receipt(BaseModel):
     def _check_groups(self) -> Self:
         if sum(self.group_rows) != self.rows or len(self.group_rows) != len(self.chunk_digests):
             raise ValueError("group_rows fit neither rows nor chunk_digests")
+        if len({len(digests) for digests in self.chunk_digests}) > 1:
+            raise ValueError("chunk_digests are of another number of columns in each row group")
         return self
 
 
@@ -87,6 +97,20 @@ class Totals(BaseModel):
     probes: Count = 0
 
 
+class TableFooter(BaseModel):
+    """The end of shards.parquet, which has the digests of everything before it.
+
+    Attributes:
+        bytes: the Parquet metadata with its length and the closing magic.
+        sha256: of these.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    bytes: Count
+    sha256: Sha256
+
+
 class Manifest(BaseModel):
     """What makes a set finished.
 
@@ -94,6 +118,7 @@ class Manifest(BaseModel):
         plan_sha256: of plan.json.
         totals: over all shards.
         files: sha256 of every other file of the set, shards.parquet among them.
+        shards_footer: by which parts of shards.parquet are checked; None: only as a whole.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -102,10 +127,11 @@ class Manifest(BaseModel):
     plan_sha256: Sha256
     totals: Totals
     files: dict[RelativePath, Sha256]
+    shards_footer: TableFooter | None = None
 
     def to_bytes(self) -> bytes:
         """manifest.json, byte for byte."""
-        return (self.model_dump_json(indent=2) + "\n").encode()
+        return (self.model_dump_json(indent=2, exclude_none=True) + "\n").encode()
 
 
 def parse(data: bytes, *, where: str) -> Manifest:
@@ -124,31 +150,31 @@ def parse_receipt(data: bytes, *, where: str) -> Receipt:
         raise LabelSetError(f"{where}: {first_problem(error)}") from None
 
 
-def total(receipts: Sequence[Receipt]) -> Totals:
+_SUMMED = ("positions", "entries", "source_rows", "bytes", "rejects", "truncated", "probes")
+
+
+def total(receipts: Iterable[Receipt]) -> Totals:
     """Sum the shards."""
-    return Totals(
-        shards=len(receipts),
-        records=sum(r.rows for r in receipts),
-        positions=sum(r.positions for r in receipts),
-        entries=sum(r.entries for r in receipts),
-        source_rows=sum(r.source_rows for r in receipts),
-        bytes=sum(r.bytes for r in receipts),
-        rejects=sum(r.rejects for r in receipts),
-        truncated=sum(r.truncated for r in receipts),
-        probes=sum(r.probes for r in receipts),
-    )
+    shards = records = 0
+    sums = dict.fromkeys(_SUMMED, 0)
+    for receipt in receipts:
+        shards += 1
+        records += receipt.rows
+        for name in _SUMMED:
+            sums[name] += getattr(receipt, name)
+    return Totals(shards=shards, records=records, **sums)
 
 
+_NUMBERS = ("unit", "rows", "positions", "entries", "source_rows", "bytes")
 _SCHEMA = pa.schema(
     [
         ("path", pa.string()),
-        *((name, pa.int64()) for name in ("unit", "rows", "positions", "entries", "source_rows")),
-        ("bytes", pa.int64()),
+        *((name, pa.int64()) for name in _NUMBERS),
         ("sha256", pa.string()),
         ("footer_bytes", pa.int64()),
         ("footer_sha256", pa.string()),
         ("group_rows", pa.list_(pa.int64())),
-        ("chunk_digests", pa.list_(pa.list_(pa.string()))),
+        ("chunk_digests", pa.binary()),
         ("input_digest", pa.string()),
         ("rejects", pa.int64()),
         ("truncated", pa.int64()),
@@ -156,27 +182,71 @@ _SCHEMA = pa.schema(
         ("probes_sha256", pa.string()),
     ]
 )
+_LEAVES = [f"{f.name}.list.element" if f.name == "group_rows" else f.name for f in _SCHEMA]
+_DIGEST_HEX = 16
+# To open one shard a row group of the table is read: 2 MiB of digests take a millisecond.
+_GROUP_SHARDS, _GROUP_DIGESTS = 1024, 1 << 18
+_SETTINGS: dict[str, Any] = {
+    "compression": {name: "NONE" if name == "chunk_digests" else "ZSTD" for name in _LEAVES},
+    "use_dictionary": ["group_rows.list.element"],
+}
 
 
-def shard_table(receipts: Sequence[Receipt]) -> bytes:
-    """shards.parquet."""
-    rows = [receipt.model_dump(mode="json") for receipt in receipts]
-    buffer = io.BytesIO()
-    table = pa.Table.from_pylist(rows, _SCHEMA)
-    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-    return buffer.getvalue()
+def shard_table(receipts: Iterable[Receipt]) -> bytes:
+    """shards.parquet, in memory."""
+    draft, final = io.BytesIO(), io.BytesIO()
+    digested.write(draft, _tables(receipts), _SCHEMA, **_SETTINGS)
+    digested.sign(pa.BufferReader(draft.getvalue()), final, **_SETTINGS)
+    return final.getvalue()
 
 
-def parse_shard_table(data: bytes, *, where: str) -> list[Receipt]:
-    """Validate shards.parquet; raises `LabelSetError`."""
+def write_shard_table(file: Path, receipts: Iterable[Receipt]) -> TableFooter:
+    """shards.parquet, in memory that does not grow with it.
+
+    Args:
+        file: is made; beside it, for a while, one with ".draft" after its name.
+
+    Returns:
+        what the manifest says of it in `shards_footer`.
+    """
+    draft = file.with_name(f"{file.name}.draft")
     try:
-        # No thread, and no Python file: one of Arrow's that still lets go of a Python object when
-        # the interpreter ends aborts the process ("terminate called without an active exception").
-        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-        table = file.read(use_threads=False)
-        rows: list[dict[str, Any]] = table.to_pylist()
-        return [Receipt.model_validate(row) for row in rows]
-    except (pa.ArrowException, OSError) as error:
-        raise LabelSetError(f"{where}: cannot be read: {error}") from None
-    except ValidationError as error:
-        raise LabelSetError(f"{where}: {first_problem(error)}") from None
+        digested.write(draft, _tables(receipts), _SCHEMA, **_SETTINGS)
+        with pa.OSFile(str(draft)) as source:
+            digested.sign(source, file, **_SETTINGS)
+    finally:
+        draft.unlink(missing_ok=True)
+    with pa.OSFile(str(file)) as written:
+        return TableFooter(**asdict(Footer.of(written)))
+
+
+def _tables(receipts: Iterable[Receipt]) -> Iterator[pa.Table]:
+    """Row groups of the table."""
+    rows: list[dict[str, Any]] = []
+    digests = 0
+    for receipt in receipts:
+        packed = bytes.fromhex("".join(itertools.chain.from_iterable(receipt.chunk_digests)))
+        rows.append(receipt.model_dump(exclude={"chunk_digests"}) | {"chunk_digests": packed})
+        digests += 2 * len(packed) // _DIGEST_HEX
+        if len(rows) == _GROUP_SHARDS or digests >= _GROUP_DIGESTS:
+            yield pa.Table.from_pylist(rows, _SCHEMA)
+            rows, digests = [], 0
+    if rows:
+        yield pa.Table.from_pylist(rows, _SCHEMA)
+
+
+def parse_row(row: dict[str, Any]) -> Receipt:
+    """A row of the table, of this layout or an earlier one; raises `ValidationError`."""
+    packed = row.get("chunk_digests")
+    if isinstance(packed, bytes):  # in earlier tables, lists of hex as in a receipt's JSON
+        groups = len(row["group_rows"] or ())
+        row = row | {"chunk_digests": _digests_of(packed, groups)}
+    return Receipt.model_validate(row)
+
+
+def _digests_of(packed: bytes, groups: int) -> list[list[str]]:
+    """Of each row group; what does not fit comes out so that a receipt refuses it."""
+    text = packed.hex()
+    each = [text[at : at + _DIGEST_HEX] for at in range(0, len(text), _DIGEST_HEX)]
+    columns = max(1, -(-len(each) // groups) if groups else len(each))
+    return [each[at : at + columns] for at in range(0, len(each), columns)]

@@ -41,6 +41,10 @@ _HUB = re.compile(
     r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)"
     r"(?:@(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+))?(?:/(?P<prefix>.+))?"
 )
+_GO_ON = (
+    "see that the server can be reached, then go on; what the cache holds can be read without it, "
+    "with SOFTLABELS_OFFLINE=1"
+)
 _TOKEN = "HF_TOKEN in the environment, if the repository is private or gated"
 
 
@@ -106,11 +110,17 @@ def parse(url: str) -> Origin:
     return Http(url) if over_http else Fsspec(url)
 
 
-def persist(what: str, attempt: Callable[[], T]) -> T:
+def persist(
+    what: str, attempt: Callable[[], T], *, failed: str = "cannot be read", todo: str = _GO_ON
+) -> T:
     """Try a request until it goes well or has failed `TRIES` times.
 
+    Args:
+        what: was wanted.
+        failed, todo: what an error says of it.
+
     Raises:
-        RemoteError: it did not go well; `what` says what was wanted.
+        RemoteError: it did not go well.
     """
     for tries in range(1, TRIES + 1):
         try:
@@ -123,9 +133,7 @@ def persist(what: str, attempt: Callable[[], T]) -> T:
                 break
             time.sleep(wait)
     raise RemoteError(
-        f"{what} cannot be read after {tries} {'tries' if tries > 1 else 'try'}: {problem}; see "
-        "that the server can be reached, then go on; what the cache holds can be read without it, "
-        "with SOFTLABELS_OFFLINE=1"
+        f"{what} {failed} after {tries} {'tries' if tries > 1 else 'try'}: {problem}; {todo}"
     )
 
 
@@ -240,7 +248,7 @@ class Fsspec:
         """See `Origin`."""
 
         def attempt() -> bytes:
-            data = self._ask(name, _longest(stop - start), start=start, end=stop)
+            data = self._ask(name, longest_s(stop - start), start=start, end=stop)
             if len(data) != stop - start:
                 raise Passing(f"{len(data)} bytes came, {stop - start} were asked for")
             return data
@@ -252,28 +260,69 @@ class Fsspec:
         return persist(f"{self.url}/{name}", lambda: self._ask(name, _WHOLE_S))
 
     def _ask(self, name: str, seconds: float, **place: int) -> bytes:
-        where = f"{self.url}/{name}"
+        return self.ask(
+            f"{self.url}/{name}",
+            seconds,
+            lambda system, root, **limit: bytes(
+                system.cat_file(f"{root}/{name}", **place, **limit)
+            ),
+        )
+
+    def ask(self, where: str, seconds: float, call: Callable[..., T]) -> T:
+        """Make one request.
+
+        Args:
+            where: how errors call what is asked for.
+            seconds: that it may take.
+            call: gets the file system, the path of the set in it, and `timeout` where the file
+                system keeps one itself.
+
+        Raises:
+            FileExistsError: what was to be put only if it is not there, is there.
+            MissingError: there is no such file.
+            RemoteError: it would not go well another time either.
+            Passing: it may.
+        """
         try:
             system, root = _file_system(self.url)
-            path = f"{root.rstrip('/')}/{name}"
+            root = root.rstrip("/")
             if system.async_impl:
-                return bytes(system.cat_file(path, timeout=seconds, **place))
-            return bytes(_within(seconds, lambda: system.cat_file(path, **place)))
+                return call(system, root, timeout=seconds)
+            return _within(seconds, lambda: call(system, root))
         except FileNotFoundError:
             raise MissingError(f"{where}: there is no such file") from None
         except PermissionError as error:
-            raise RemoteError(
-                f"{where}: access is refused ({_told(error)}); set the credentials of its service "
-                "in the environment"
-            ) from None
+            raise _refused(where, error) from None
         except (ImportError, ValueError) as error:
             raise RemoteError(
                 f"{where}: fsspec cannot read it ({_told(error)}); for s3:// pip install "
                 "'softlabels[s3]', for others the package that the message names"
             ) from None
         except Exception as error:
+            if _is_there(error):
+                raise FileExistsError(f"{where} is there already") from None
+            if type(error).__name__.endswith("CredentialsError"):  # of botocore and google.auth
+                raise _refused(where, error) from None
             # Every service raises its own; what is not about a name or a right may pass.
             raise Passing(_told(error)) from None
+
+
+def _refused(where: str, error: Exception) -> RemoteError:
+    return RemoteError(
+        f"{where}: access is refused ({_told(error)}); set the credentials of its service in the "
+        "environment"
+    )
+
+
+def _is_there(error: BaseException | None) -> bool:
+    """Whether a put failed because the file is there; of HTTP 412, s3fs knows only Amazon's."""
+    while error is not None and not isinstance(error, FileExistsError):
+        response = getattr(error, "response", None)
+        known = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+        if known.get("HTTPStatusCode") == 412:
+            return True
+        error = error.__cause__
+    return error is not None
 
 
 _OPEN: dict[tuple[int, str], Any] = {}
@@ -378,7 +427,7 @@ class _Answer:
         """The bytes; never more than were asked for, and never for ever."""
         data = bytearray()
         said = self.headers.get("Content-Length", "")
-        allowed_s = _longest(min(int(said), self._most)) if said.isdigit() else _WHOLE_S
+        allowed_s = longest_s(min(int(said), self._most)) if said.isdigit() else _WHOLE_S
         deadline = self._began + allowed_s
         try:
             for chunk in self._response.iter_raw():
@@ -422,7 +471,7 @@ def _other_size(where: str, size: int | None = None) -> RemoteError:
     )
 
 
-def _longest(length: int) -> float:
+def longest_s(length: int) -> float:
     """Seconds that an answer of this many bytes may take."""
     return 2 * TIMEOUT_S + length / _SLOWEST_BYTES_PER_S
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import (
@@ -25,7 +24,7 @@ from softlabels.inputs.prepare import Preparation
 from softlabels.inputs.sources import DataIdentity
 from softlabels.inputs.tokenizer import TokenizerIdentity
 from softlabels.labels import SoftLabels
-from softlabels.labelset import layout
+from softlabels.labelset.derived_from import Origin
 from softlabels.selection import Selection
 from softlabels.teachers.identity import TeacherIdentity
 
@@ -85,24 +84,6 @@ class SelectionPlan(BaseModel):
             return self.make().words(classes)
         except UnsupportedFormatError:
             return f"{self.k} of {classes:,} classes, by {quoted(self.name)}"
-
-
-class Origin(BaseModel):
-    """A label set that another one was derived from.
-
-    Attributes:
-        plan_sha256, shards_sha256: of its plan.json and shards.parquet.
-        codec, k: how its entries were written, and how many.
-        writer: the library and version that wrote it.
-    """
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    plan_sha256: str
-    shards_sha256: str
-    codec: str
-    k: int
-    writer: str
 
 
 class Plan(BaseModel):
@@ -193,20 +174,13 @@ def parse(data: bytes, *, where: str) -> Plan:
                 "does not know; reading without it would be wrong: upgrade softlabels"
             )
         return Plan.model_validate(raw)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UnsupportedFormatError(f"{where}: this is not JSON: {error}") from None
     except ValidationError as error:
         raise UnsupportedFormatError(f"{where}: {first_problem(error)}") from None
-
-
-def earlier(root: Path) -> Plan | None:
-    """The plan of the label set that lies there, finished or not.
-
-    Raises:
-        UnsupportedFormatError: as `parse`.
-    """
-    path = root / layout.PLAN
-    return parse(path.read_bytes(), where=str(path)) if path.is_file() else None
+    except UnsupportedFormatError:
+        raise
+    # Not JSON, not UTF-8, or a number of more digits than Python reads.
+    except (ValueError, RecursionError) as error:
+        raise UnsupportedFormatError(f"{where}: this is not JSON: {error}") from None
 
 
 def with_codec(
@@ -249,30 +223,37 @@ def check_same(found: Plan, wanted: Plan, *, where: str) -> None:
     Raises:
         PlanMismatchError: naming the fields that differ, with both values.
     """
-    same = _NOT_COMPARED if found.teacher.weights is None else _NOT_COMPARED | _NAMES_OF_WEIGHTS
-    ours, theirs = (_ABSENT | _leaves(plan.model_dump(mode="json")) for plan in (wanted, found))
-    differing = [
-        name
-        for name in sorted(ours.keys() | theirs.keys())
-        if ours.get(name) != theirs.get(name) and name not in same
-    ]
-    if "codec.name" in differing:
+    changes = differences(found, wanted)
+    if "codec.name" in changes:
         # The settings of two codecs have nothing to do with each other.
-        differing = [n for n in differing if n == "codec.name" or not n.startswith("codec.")]
-    if differing:
+        changes = {n: c for n, c in changes.items() if n == "codec.name" or n[:6] != "codec."}
+    if changes:
         lines = "; ".join(
-            f"{name} was {_shown(theirs.get(name))}, is now {_shown(ours.get(name))}"
-            for name in differing[:_SHOWN_DIFFERENCES]
+            f"{name} was {_shown(before)}, is now {_shown(now)}"
+            for name, (before, now) in list(changes.items())[:_SHOWN_DIFFERENCES]
         )
-        if len(differing) > _SHOWN_DIFFERENCES:
-            lines += f"; and {len(differing) - _SHOWN_DIFFERENCES} more"
+        if len(changes) > _SHOWN_DIFFERENCES:
+            lines += f"; and {len(changes) - _SHOWN_DIFFERENCES} more"
         raise PlanMismatchError(
             f"{where} was begun with another recipe: {lines}. Labels of two recipes do not mix: "
             "use the first recipe to finish it, or choose another folder"
         )
 
 
+def differences(found: Plan, wanted: Plan) -> dict[str, tuple[Any, Any]]:
+    """Fields that matter in which two plans differ, by name: the value of each plan."""
+    same = _NOT_COMPARED if found.teacher.weights is None else _NOT_COMPARED | _NAMES_OF_WEIGHTS
+    theirs, ours = (_ABSENT | _leaves(plan.model_dump(mode="json")) for plan in (found, wanted))
+    return {
+        name: (theirs.get(name), ours.get(name))
+        for name in sorted(ours.keys() | theirs.keys())
+        if ours.get(name) != theirs.get(name) and name not in same
+    }
+
+
 def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, list) and value and all(isinstance(inner, dict) for inner in value):
+        value = dict(enumerate(value))
     if isinstance(value, dict):
         return {
             name: leaf

@@ -74,6 +74,11 @@ def replace(final: Path, data: bytes, *, scratch: Path) -> None:
     """
     temporary = scratch / uuid.uuid4().hex
     temporary.write_bytes(data)
+    replace_file(temporary, final)
+
+
+def replace_file(temporary: Path, final: Path) -> None:
+    """As `publish`, but replacing one that is there."""
     _sync(temporary)
     final.parent.mkdir(exist_ok=True)
     temporary.rename(final)

@@ -9,7 +9,8 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self, overload
@@ -19,17 +20,19 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from softlabels.codecs import Codec
 from softlabels.errors import CorruptShardError, JoinError, LabelSetError, quoted
 from softlabels.inputs import tokenizer as tokenizers
 from softlabels.inputs.digests import key_hashes
 from softlabels.labels import SoftLabels
-from softlabels.labelset import layout, manifest, probes, receipts
+from softlabels.labelset import layout, probes, receipts
 from softlabels.labelset import plan as plans
+from softlabels.labelset.groups import RowGroup, RowGroups
 from softlabels.labelset.keys import KeyIndex
 from softlabels.labelset.manifest import Receipt, Totals
+from softlabels.labelset.partial import locate_so_far
 from softlabels.labelset.plan import Plan
 from softlabels.labelset.probes import Probes
+from softlabels.labelset.receipts import Receipts
 from softlabels.labelset.records import IDENTITY, Records, from_table, schema
 from softlabels.labelset.shard import Shard
 from softlabels.labelset.store import Store, in_flight, locate
@@ -45,23 +48,6 @@ _AHEAD = 8
 _sets: weakref.WeakSet[LabelSet] = weakref.WeakSet()
 
 
-@dataclass(frozen=True)
-class RowGroup:
-    """A row group's place in the set.
-
-    Attributes:
-        shard: index into `LabelSet.receipts`.
-        group: row group within the shard.
-        start: number of its first record.
-        rows: how many records it holds.
-    """
-
-    shard: int
-    group: int
-    start: int
-    rows: int
-
-
 class LabelSet:
     """Records of a label set, by number, slice, list or key. Made by `LabelSet.open`.
 
@@ -75,6 +61,7 @@ class LabelSet:
     Attributes:
         name: its path or URL, for messages.
         root: its folder; of a remote set, one with the plan, the manifest and the shard table.
+        receipts: of its shards; one is made when it is asked for.
     """
 
     def __init__(
@@ -82,7 +69,7 @@ class LabelSet:
     ) -> None:
         self.root, self.plan, self.finished = store.root, plan, finished
         self.name, self._store = store.name, store
-        self.receipts = list(shards)
+        self.receipts = shards if isinstance(shards, Receipts) else Receipts.of(shards)
         self.codec = plan.make_codec()
         self._forget()
         _sets.add(self)
@@ -95,6 +82,7 @@ class LabelSet:
         # Records are unpacked in parallel, and looked up one after another.
         self._lock = threading.RLock()
         self._opening: dict[int, threading.Lock] = {}
+        self.receipts.forget()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (type(self), self._store, self.plan, self.receipts, self.finished)
@@ -107,8 +95,8 @@ class LabelSet:
             path: its directory, or a URL: "hf://datasets/USER/NAME[@REVISION][/FOLDER]",
                 "https://HOST/PATH", "s3://BUCKET/PREFIX" or any that fsspec knows. Of a remote set
                 only the manifest, the plan and the shard table are fetched now.
-            unfinished: also accept a set without a manifest: the records labelled so far. A remote
-                set has to be finished.
+            unfinished: also accept a set without a manifest: the records labelled so far. On the
+                Hub and over HTTP a set has to be finished.
 
         Raises:
             LabelSetError: not a label set, or not a finished one.
@@ -117,7 +105,7 @@ class LabelSet:
             UnsupportedFormatError: of a version or with a feature that is not known here.
             CorruptShardError: a shard is missing or has another size than it should.
         """
-        store = locate(path)
+        store = locate_so_far(path) if unfinished else locate(path)
         root = store.root
         if not layout.is_label_set(root):
             found = "there is no such folder" if not root.is_dir() else f"no {layout.PLAN} in it"
@@ -142,32 +130,32 @@ class LabelSet:
     @property
     def totals(self) -> Totals:
         """Shards, records, positions, entries, bytes, rejects."""
-        return manifest.total(self.receipts)
+        return self.receipts.totals
 
     @cached_property
-    def row_groups(self) -> list[RowGroup]:
+    def row_groups(self) -> RowGroups:
         """Every row group that holds records, in record order."""
-        found, start = [], 0
-        for index, receipt in enumerate(self.receipts):
-            for group, rows in enumerate(receipt.group_rows):
-                if rows:
-                    found.append(RowGroup(index, group, start, rows))
-                start += rows
-        return found
+        return RowGroups(*self.receipts.groups())
 
     @property
     def groups_in_memory(self) -> int:
         """How many row groups can be read in turn, record by record, each read only once."""
-        largest = max(
-            (
-                max(receipt.group_rows) * _bytes(receipt, self.codec) // receipt.rows
-                for receipt in self.receipts
-                if receipt.rows
-            ),
-            default=0,
-        )
+        rows, counts = self.receipts.groups()
+        records = self.receipts.numbers("rows")
+        held = np.flatnonzero(records)
+        largest = 0.0
+        if len(held):
+            # Some row group of each of these shards holds records, so none has no row group.
+            most = np.maximum.reduceat(rows, (np.cumsum(counts) - counts)[held])
+            largest = float((most * (self._encoded_bytes()[held] / records[held])).max())
         # An eighth is left for row groups whose records are longer than their shard's average.
-        return max(1, (_CACHE_BYTES - _CACHE_BYTES // 8) // max(1, largest))
+        return max(1, int((_CACHE_BYTES - _CACHE_BYTES // 8) // max(1.0, largest)))
+
+    def _encoded_bytes(self) -> NDArray[np.int64]:
+        """Every shard in memory, still encoded: as it lies on disk, or as flat lists."""
+        if self.codec.packed_columns:
+            return self.receipts.numbers("bytes")
+        return 8 * self.receipts.numbers("entries") + 33 * self.receipts.numbers("positions")
 
     @cached_property
     def identities(self) -> pa.Table:
@@ -181,12 +169,13 @@ class LabelSet:
         for index, group in enumerate(self.row_groups):
             if index in arriving:
                 arriving.pop(index).result()
-            tables.append(self._shard(group.shard).read(group.group, names))
+            # One after another: to hand a short column to a thread takes longer than to read it.
+            tables.append(self._shard(group.shard).read(group.group, names, threads=False))
         none = self._no_rows.select(names)
         return pa.concat_tables(tables or [none]).select(names).combine_chunks()
 
     def __len__(self) -> int:
-        return self._length
+        return int(self.receipts.starts[-1])
 
     @overload
     def __getitem__(self, index: int) -> SoftLabels: ...
@@ -315,7 +304,7 @@ class LabelSet:
         return list(self._no_rows.column_names)
 
     def _groups_of(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.searchsorted(self._group_starts, places, side="right") - 1
+        return self.row_groups.of(places)
 
     def _pieces(self, places: NDArray[np.int64]) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Rows of these records, a slice for each run of neighbours, and their row group."""
@@ -323,7 +312,7 @@ class LabelSet:
         arriving = self._bring(groups.tolist())
         breaks = np.flatnonzero((np.diff(places) != 1) | (np.diff(groups) != 0)) + 1
         starts = np.append(0, breaks)[: len(places)]
-        firsts = places[starts] - self._group_starts[groups[starts]]
+        firsts = places[starts] - self.row_groups.bounds[groups[starts]]
         lengths = np.diff(starts, append=len(places))
         for group, first, length in zip(
             groups[starts].tolist(), firsts.tolist(), lengths.tolist(), strict=True
@@ -387,7 +376,7 @@ class LabelSet:
     @cached_property
     def rejected(self) -> frozenset[str | int]:
         """Keys of samples that were not labelled, or not whole, for a reason that is stored."""
-        shards = (self._shard(i) for i, receipt in enumerate(self.receipts) if receipt.rejects)
+        shards = map(self._shard, np.flatnonzero(self.receipts.numbers("rejects")).tolist())
         return frozenset(reject["key"] for shard in shards for reject in shard.summary().rejects)
 
     def probes(self) -> Iterator[Probes]:
@@ -396,14 +385,12 @@ class LabelSet:
         Raises:
             CorruptShardError: their bytes are not the ones that were written.
         """
-        start = 0
-        for receipt in self.receipts:
-            if receipt.probes:
-                name = layout.probes_path(self.plan.split, receipt.unit)
-                file = self.probes_file(receipt)
-                for part in probes.read(file, classes=self.plan.teacher.classes, name=name):
-                    yield replace(part, records=part.records + start)
-            start += receipt.rows
+        for shard in np.flatnonzero(self.receipts.numbers("probes")).tolist():
+            receipt, start = self.receipts[shard], int(self.receipts.starts[shard])
+            name = layout.probes_path(self.plan.split, receipt.unit)
+            file = self.probes_file(receipt)
+            for part in probes.read(file, classes=self.plan.teacher.classes, name=name):
+                yield replace(part, records=part.records + start)
 
     def to_dataset(self) -> Any:
         """The set as a `datasets.Dataset` of its columns, as `load_dataset(dir)` gives it."""
@@ -412,6 +399,20 @@ class LabelSet:
         # `datasets` takes names for patterns: in another folder "run?" would read "run1" too.
         files = [glob.escape(self._store.parquet(receipt)) for receipt in self.receipts]
         return datasets.load_dataset("parquet", data_files=files, split="train")
+
+    def push_to_hub(self, repository: str, **options: Any) -> str:
+        """Publish this set on the Hugging Face Hub; see `softlabels.sharing.push.push`.
+
+        Args:
+            repository: USER/NAME.
+            options: `private`, `revision`, `licences`.
+
+        Returns:
+            its URL at the commit that has it, for `LabelSet.open`.
+        """
+        from softlabels.sharing.push import push
+
+        return push(self, repository, **options).url
 
     def check_tokenizer(self, tokenizer: Any) -> None:
         """Refuse a student's tokenizer that would give other ids.
@@ -493,14 +494,6 @@ class LabelSet:
         columns = schema(self.plan.data.key_type, self.codec, token_type=pa.uint32())
         return columns.empty_table()
 
-    @cached_property
-    def _length(self) -> int:
-        return sum(receipt.rows for receipt in self.receipts)
-
-    @cached_property
-    def _group_starts(self) -> NDArray[np.int64]:
-        return np.asarray([group.start for group in self.row_groups], np.int64)
-
     def _shard(self, index: int) -> Shard:
         with self._lock:
             if shard := self._open(index):
@@ -512,11 +505,21 @@ class LabelSet:
                 if shard := self._open(index):
                     return shard
             shard = self._store.shard(self.receipts[index])
+            self._check_keys_of(shard)
             with self._lock:
                 self._shards[index] = shard
                 if len(self._shards) > _OPEN_SHARDS:
                     self._shards.popitem(last=False)
             return shard
+
+    def _check_keys_of(self, shard: Shard) -> None:
+        wanted = pa.string() if self.plan.data.key_type == "string" else pa.int64()
+        at = shard.schema.get_field_index("key")
+        if at < 0 or shard.schema.field(at).type != wanted:
+            raise CorruptShardError(
+                f"{shard.name}: its keys are not {wanted}, as the plan says; run `softlabels "
+                "verify DIR --repair`, then the same `softlabels precompute` command"
+            )
 
     def _open(self, index: int) -> Shard | None:
         shard = self._shards.get(index)
@@ -527,17 +530,22 @@ class LabelSet:
 
     def _check_sizes(self) -> None:
         """Missing and cut files are found at open, before an hour of training."""
-        for index, receipt in enumerate(self.receipts):
-            path = self.root / receipt.path
-            if not path.is_file() or path.stat().st_size != receipt.bytes:
+        paths, expected = self.receipts.texts("path"), self.receipts.numbers("bytes").tolist()
+        # Over a network, to list a folder brings the sizes of many of its files in one answer.
+        for folder in {path.rpartition("/")[0] for path in paths}:
+            with suppress(OSError):
+                os.listdir(self.root / folder)
+        root = str(self.root)
+        for index, (path, size) in enumerate(zip(paths, expected, strict=True)):
+            if _size(f"{root}/{path}") != size:
                 self._shard(index)
 
 
-def _bytes(receipt: Receipt, codec: Codec) -> int:
-    """A shard in memory, still encoded: as it lies on disk, or as flat lists."""
-    if codec.packed_columns:
-        return receipt.bytes
-    return 8 * receipt.entries + 33 * receipt.positions
+def _size(path: str) -> int | None:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return None
 
 
 def _reopen(

@@ -24,6 +24,9 @@ SPAN_TYPE = pa.struct(
 
 Int64s = NDArray[np.int64]
 
+# Of a record: a mask of them takes a byte each, whatever the file's size.
+_MOST_TOKENS = 1 << 24
+
 
 @dataclass(frozen=True)
 class Records:
@@ -292,14 +295,16 @@ def from_table(table: pa.Table, codec: Codec, device: torch.device = CPU) -> Rec
     """
     labels, label_offsets = codec.decode(table, device)
     lengths = table.column("length").to_numpy().astype(np.int64)
-    if (lengths < 0).any():
-        raise CorruptShardError("a length is negative")
+    if (lengths < 0).any() or (lengths > _MOST_TOKENS).any():
+        raise CorruptShardError(f"a length is negative, or above {_MOST_TOKENS}")
     offsets = _ends(lengths)
+    # Lengths are held to what is there before a mask of so many tokens is made.
+    token_ids, next_ids = _tokens(table, offsets)
+    _check_whole(table, lengths, np.diff(label_offsets))
     wanted = _wanted(table, offsets)
     found = offsets if wanted.all() else _ends(_counts(wanted, offsets))
     if not np.array_equal(found, label_offsets):
         raise CorruptShardError("label_spans do not cover as many tokens as there are positions")
-    token_ids, next_ids = _tokens(table, offsets)
     return Records(
         identity=table.select(IDENTITY),
         token_offsets=offsets,
@@ -309,6 +314,17 @@ def from_table(table: pa.Table, codec: Codec, device: torch.device = CPU) -> Rec
         labels=labels,
         label_offsets=label_offsets,
     )
+
+
+def _check_whole(table: pa.Table, lengths: Int64s, positions: Int64s) -> None:
+    """Records without spans have a position for each token."""
+    spans = table.column("label_spans")
+    if spans.null_count == len(spans):
+        wrong = lengths != positions
+    else:
+        wrong = (lengths != positions) & spans.is_null().to_numpy()
+    if wrong.any():
+        raise CorruptShardError("label_spans do not cover as many tokens as there are positions")
 
 
 def _tokens(table: pa.Table, offsets: Int64s) -> tuple[Int64s | None, Int64s | None]:

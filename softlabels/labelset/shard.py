@@ -6,6 +6,7 @@ import hashlib
 import json
 import mmap
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +149,7 @@ class Shard:
                 f"{name}: the file is missing; run `softlabels verify DIR --repair`, then the same "
                 "`softlabels precompute` command, to compute it again"
             ) from None
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise self._corrupt(f"it cannot be opened as Parquet ({error})") from error
 
     def _map(self, file: Path | SparseFile) -> pa.NativeFile:
@@ -160,6 +161,8 @@ class Shard:
             )
             file.bring([footer], lambda data: hashlib.sha256(data).hexdigest())
             return pa.BufferReader(file.buffer)
+        if not stat.S_ISREG(file.stat().st_mode):  # to open a pipe would wait for its writer
+            raise self._corrupt("it is not a file")
         with file.open("rb") as opened:
             size = os.fstat(opened.fileno()).st_size
             if receipt is not None and size != receipt.bytes:
@@ -214,9 +217,13 @@ class Shard:
         if self.receipt is not None:
             self._check_chunks(row_group, columns)
         try:
-            return self._file.read_row_group(
+            table = self._file.read_row_group(
                 row_group, columns=columns and list(columns), use_threads=threads
             )
+            for column in table.itercolumns():
+                if pa.types.is_string(column.type):
+                    column.validate(full=True)  # Parquet promises UTF-8 and does not check it
+            return table
         except (pa.ArrowException, OSError) as error:
             raise self._corrupt(f"row group {row_group}: {error}") from error
 

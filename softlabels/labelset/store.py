@@ -70,16 +70,28 @@ def locate(path: str | os.PathLike[str]) -> Store:
 
     Raises:
         LabelSetError: a URL leads to no finished label set.
+        InputError: as `place`.
+    """
+    found = place(path)
+    if isinstance(found, Path):
+        return Folder(found.absolute())
+    return _open_remote(found, Cache.from_environment())
+
+
+def place(path: str | os.PathLike[str]) -> Path | Origin:
+    """What a path or URL names; nothing is asked yet.
+
+    Raises:
         InputError: it is no URL that can be read, or one that passed through a `Path`.
     """
     if not isinstance(path, str) or not _URL.match(path):
         folder = Path(path)
         if isinstance(path, Path) and _URL.match(str(path).replace(":/", "://", 1)):
             raise InputError(f"{folder}: a Path spoils a URL's slashes; pass it as a str")
-        return Folder(folder.absolute())
+        return folder
     if path.startswith("file://"):
-        return Folder(Path(unquote(urlsplit(path).path)).absolute())
-    return _open_remote(parse(path), Cache.from_environment())
+        return Path(unquote(urlsplit(path).path))
+    return parse(path)
 
 
 class Folder:
@@ -222,7 +234,7 @@ def _with_manifest(origin: Origin, cache: Cache, *, again: bool = False) -> Remo
     except MissingError as error:
         raise LabelSetError(
             f"{origin.url} is no finished label set: {quoted(error, limit=300)}; a set that is "
-            "still being made can be read only where its folder is"
+            "still being made can be opened, where it is a folder or a bucket, with unfinished=True"
         ) from error
     except RemoteError:
         raise

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
-import torch
 
 from softlabels.codecs import Codec
 from softlabels.errors import (
@@ -18,20 +18,20 @@ from softlabels.errors import (
     LabelSetError,
     SoftLabelsError,
     UnsupportedFormatError,
-    quoted,
 )
-from softlabels.inputs.digests import prepared_digest
 from softlabels.inputs.sources import check_unique
 from softlabels.labelset import layout, manifest, probes, receipts
 from softlabels.labelset import plan as plans
-from softlabels.labelset.manifest import Manifest, Receipt
+from softlabels.labelset.digested import DigestedTable, Footer
+from softlabels.labelset.manifest import Manifest, Receipt, Totals
+from softlabels.labelset.parallel import in_order, worker_count
 from softlabels.labelset.plan import Plan
 from softlabels.labelset.publish import replace, workspace
-from softlabels.labelset.records import Records
+from softlabels.labelset.receipts import Receipts
 from softlabels.labelset.shard import Shard, file_sha256, keys_of_samples
+from softlabels.labelset.verify_shard import probes_problem, shard_problems
+from softlabels.progress import Progress, Tracker, shown
 
-# Kept mass and tail are each a sum of float32 exponentials, correct to about 1e-6.
-_MASS_TOLERANCE = 1e-4
 _OF_UNITS = (layout.DATA, layout.PROBES)
 _CHANGED_PLAN = (
     "it is not the plan that the shards were made under, and nothing can make it again: restore it "
@@ -69,12 +69,31 @@ class Report:
     findings: tuple[Finding, ...]
 
 
-def verify(root: Path) -> Report:
+@dataclass(frozen=True)
+class Checked(Progress):
+    """How far `verify` is; `bytes` are those that were read."""
+
+    def __str__(self) -> str:
+        left = "" if self.seconds_left is None else f" · {self.seconds_left:,.0f} s left"
+        speed = self.bytes / 1e6 / self.seconds if self.seconds > 0 else 0.0
+        return (
+            f"{self.units:,} shards · {self.bytes / 1e6:,.1f} MB · {speed:,.0f} MB/s · "
+            f"{self.tokens:,} positions{left}"
+        )
+
+
+def verify(root: Path, *, workers: int | None = None, progress: bool | None = False) -> Report:
     """Read a whole set and check it.
+
+    Args:
+        root: its folder.
+        workers: threads, each of which checks a shard at a time; one for each core, at most eight.
+        progress: show it on standard error; None shows it in a terminal only.
 
     Raises:
         LabelSetError: this is not a label set at all.
     """
+    threads = worker_count(workers)
     if not layout.is_label_set(root):
         why = f"no {layout.PLAN} in it" if root.is_dir() else "there is no such folder"
         raise LabelSetError(f"{root} is not a label set: {why}")
@@ -92,15 +111,33 @@ def verify(root: Path) -> Report:
     if any(finding.file == layout.PLAN for finding in findings):
         # Held to another plan, every shard would look wrong.
         return Report(finished, 0, 0, 0, tuple(findings))
-    positions = 0
-    for receipt in found:
-        problems = list(_shard_problems(root, receipt, plan, digest))
-        findings += [Finding(receipt.path, problem) for problem in problems]
-        findings += _probe_problems(root, receipt, plan)
-        positions += 0 if problems else receipt.positions
+    records = positions = 0
+    with shown(progress, doing="verifying", first="reading the manifest") as report:
+        tracker = Tracker(
+            lambda event: report(Checked(**vars(event))), sum(r.source_rows for r in found)
+        )
+        check = partial(_check, root, plan, digest)
+        for receipt, wrong in in_order(check, found, workers=threads):
+            findings += wrong
+            records += receipt.rows
+            held = 0 if any(w.file == receipt.path for w in wrong) else receipt.positions
+            positions += held
+            tracker.start(receipt.source_rows)
+            tracker.advance(held, max(1, held))
+            tracker.finish(receipt.bytes, held)
     if not findings and plan.data.key is not None:
         findings += _duplicates(root, found)
-    return Report(finished, len(found), sum(r.rows for r in found), positions, tuple(findings))
+    return Report(finished, len(found), records, positions, tuple(findings))
+
+
+def _check(root: Path, plan: Plan, digest: str, receipt: Receipt) -> tuple[Receipt, list[Finding]]:
+    """What is wrong with a unit's files."""
+    problems = shard_problems(root, receipt, plan, digest)
+    findings = [Finding(receipt.path, problem) for problem in problems]
+    problem = probes_problem(root, receipt, plan)
+    if problem is not None:
+        findings.append(Finding(layout.probes_path(plan.split, receipt.unit), problem))
+    return receipt, findings
 
 
 def repair(root: Path, report: Report) -> list[str]:
@@ -137,13 +174,16 @@ def repair(root: Path, report: Report) -> list[str]:
     return sorted(bad)
 
 
-def _finished(root: Path, plan: Plan, digest: str) -> tuple[list[Receipt], list[Finding]]:
+def _finished(root: Path, plan: Plan, digest: str) -> tuple[Sequence[Receipt], list[Finding]]:
     """Receipts of a finished set, and what is wrong with every file that is no shard."""
+    data = (root / layout.MANIFEST).read_bytes()
     try:
-        found = manifest.parse((root / layout.MANIFEST).read_bytes(), where=layout.MANIFEST)
+        found = manifest.parse(data, where=layout.MANIFEST)
     except LabelSetError as error:
         return [], [Finding(layout.MANIFEST, str(error))]
     findings = list(_other_files(root, found))
+    if _misspelt(data):
+        findings.append(Finding(layout.MANIFEST, "the name of a field was changed"))
     if found.format != plan.format:
         findings.append(Finding(layout.MANIFEST, f"its format is not that of {layout.PLAN}"))
     if found.plan_sha256 != digest:
@@ -158,17 +198,24 @@ def _finished(root: Path, plan: Plan, digest: str) -> tuple[list[Receipt], list[
     if any(finding.file == layout.SHARDS for finding in findings):
         return [], findings
     try:
-        shards = manifest.parse_shard_table((root / layout.SHARDS).read_bytes(), where="")
+        table = (root / layout.SHARDS).read_bytes()
+        shards = Receipts(DigestedTable(table, where=layout.SHARDS, footer=None))
+        totals = manifest.total(shards)
     except LabelSetError as error:
         return [], [*findings, Finding(layout.SHARDS, str(error))]
-    if manifest.total(shards) != found.totals:
+    footer = found.shards_footer
+    if footer is not None and footer.model_dump() != vars(Footer.of(pa.BufferReader(table))):
+        findings.append(
+            Finding(layout.MANIFEST, f"its shards_footer is not that of {layout.SHARDS}")
+        )
+    if totals != found.totals:
         findings.append(Finding(layout.MANIFEST, "its totals are not the sums of the shards"))
     return shards, [*findings, *_strays(root, shards, plan)]
 
 
 def _unfinished(
     root: Path, plan: Plan, digest: str, codec: Codec
-) -> tuple[list[Receipt], list[Finding]]:
+) -> tuple[Sequence[Receipt], list[Finding]]:
     found, findings = [], []
     for path in sorted((root / layout.RECEIPTS).glob("*.json")):
         name = f"{layout.RECEIPTS}/{path.name}"
@@ -208,87 +255,14 @@ def _made_under(root: Path, digest: str) -> bool:
     return False
 
 
-def _shard_problems(root: Path, receipt: Receipt, plan: Plan, plan_digest: str) -> Iterator[str]:
-    path = root / receipt.path
-    try:
-        shard = Shard(path, receipt=receipt, name=receipt.path)
-        if file_sha256(path) != receipt.sha256:
-            yield "its sha256 is not the one that was published"
-        if shard.footer("plan") != plan_digest:
-            yield f"it was made under another plan than {layout.PLAN}"
-        if shard.summary().unit != receipt.unit or receipt.path != layout.shard_path(
-            plan.split, receipt.unit
-        ):
-            yield f"it holds work unit {shard.summary().unit}, not {receipt.unit}"
-        yield from _content_problems(shard, receipt, plan)
-    except CorruptShardError as error:
-        yield str(error).removeprefix(f"{receipt.path}: ")
-
-
-def _probe_problems(root: Path, receipt: Receipt, plan: Plan) -> Iterator[Finding]:
-    if not receipt.probes:
-        return
-    name = layout.probes_path(plan.split, receipt.unit)
-    if not (root / name).is_file():
-        yield Finding(name, "the file is missing")
-    elif file_sha256(root / name) != receipt.probes_sha256:
-        yield Finding(name, "its sha256 is not the one that was published")
-
-
-def _content_problems(shard: Shard, receipt: Receipt, plan: Plan) -> Iterator[str]:
-    codec = plan.make_codec()
-    rows = positions = entries = 0
-    ends = []
-    for group in range(shard.metadata.num_row_groups):
-        records = shard.records(group, codec)
-        rows += len(records)
-        positions += len(records.labels)
-        entries += records.labels.ids.numel()
-        identity = records.identity
-        for row in [0, len(records) - 1] if len(records) else []:
-            ends.append([identity.column(name)[row].as_py() for name in ("key", "part", "view")])
-        yield from (f"row group {group}: {problem}" for problem in _wrong(records, plan, codec))
-    if (rows, positions, entries) != (receipt.rows, receipt.positions, receipt.entries):
-        counted = f"{rows} rows, {positions} positions and {entries} entries"
-        yield f"it holds {counted}, not what was published"
-    footer = [json.loads(shard.footer(name)) for name in ("first", "last")]
-    if footer != ([ends[0], ends[-1]] if ends else [None, None]):
-        yield "its first and last key are not those that its footer names"
-
-
-def _wrong(records: Records, plan: Plan, codec: Codec) -> Iterator[str]:
-    """Invariants of labels that no checksum covers."""
-    labels = records.labels
-    if len(labels) == 0:
-        return
-    ids, log_probs = labels.ids, labels.log_probs
-    if int(ids.min()) < 0 or int(ids.max()) >= plan.teacher.classes:
-        yield f"class id {int(ids.max())} is not below {plan.teacher.classes}"
-    # A weight of a sampled selection may be above 1.
-    highest = torch.inf if labels.sampled else 1e-5
-    if bool(torch.isnan(log_probs).any()) or bool((log_probs > highest).any()):
-        yield "log-probs above 0, or NaN"
-    # Equal log-probs may stand in any order of ids: their logits need not have been equal.
-    if codec.ordered and bool((log_probs[:, :-1] < log_probs[:, 1:]).any()):
-        yield "entries are not in descending log-prob"
-    # Unused entries all name class 0.
-    nowhere = -1 - torch.arange(labels.k)
-    in_order = torch.where(log_probs == -torch.inf, nowhere, ids).sort(-1).values
-    if bool((in_order[:, :-1] == in_order[:, 1:]).any()):
-        yield "a class is kept twice at one position"
-    for place, temperature in enumerate(labels.temperatures):
-        if temperature == 1.0 and labels.log_tails is not None:
-            mass = log_probs.double().exp().sum(-1) + labels.log_tails[:, place].double().exp()
-            worst = float((mass - 1).abs().max())
-            if not worst <= _MASS_TOLERANCE:
-                yield f"kept and tail mass sum to 1 ± {worst:.1e}"
-    if records.token_ids is not None:
-        offsets = records.token_offsets
-        stored = records.identity["prepared_digest"].to_pylist()
-        for row, digest in enumerate(stored):
-            if prepared_digest(records.token_ids[offsets[row] : offsets[row + 1]]) != digest:
-                key = records.identity["key"][row].as_py()
-                yield f"the token ids of key {quoted(key)} do not have their digest"
+def _misspelt(data: bytes) -> bool:
+    """Whether a field is missing and one is there that is not known; either alone is no fault."""
+    raw = json.loads(data)
+    levels = ((raw, Manifest), (raw["totals"], Totals))
+    return any(
+        bool(found.keys() - known.model_fields.keys()) and bool(known.model_fields.keys() - found)
+        for found, known in levels
+    )
 
 
 def _other_files(root: Path, found: Manifest) -> Iterator[Finding]:
@@ -300,10 +274,13 @@ def _other_files(root: Path, found: Manifest) -> Iterator[Finding]:
             yield Finding(name, f"its sha256 is not the one in {layout.MANIFEST}")
 
 
-def _strays(root: Path, found: list[Receipt], plan: Plan) -> list[Finding]:
+def _strays(root: Path, found: Iterable[Receipt], plan: Plan) -> list[Finding]:
     """Files among the shards that no receipt names; `datasets` would read them too."""
-    known = {receipt.path for receipt in found}
-    known |= {layout.probes_path(plan.split, r.unit) for r in found if r.probes}
+    known = set()
+    for receipt in found:
+        known.add(receipt.path)
+        if receipt.probes:
+            known.add(layout.probes_path(plan.split, receipt.unit))
     here = {
         f"{folder}/{path.name}"
         for folder in (layout.DATA, layout.PROBES)
@@ -312,13 +289,13 @@ def _strays(root: Path, found: list[Receipt], plan: Plan) -> list[Finding]:
     return [Finding(name, "no receipt names this file") for name in sorted(here - known)]
 
 
-def _duplicates(root: Path, found: list[Receipt]) -> list[Finding]:
+def _duplicates(root: Path, found: Sequence[Receipt]) -> list[Finding]:
     def keys() -> Iterator[pa.Array]:
         for one in found:
             yield from keys_of_samples(Shard(root / one.path, receipt=one, name=one.path))
 
     try:
-        check_unique(keys, sum(receipt.source_rows for receipt in found), where="the set")
+        check_unique(keys, sum(receipt.rows for receipt in found), where="the set")
     except SoftLabelsError as error:
         return [Finding(layout.DATA, str(error))]
     return []

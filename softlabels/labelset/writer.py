@@ -2,55 +2,65 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from softlabels.errors import InputError, LabelSetError, PlanMismatchError, quoted
-from softlabels.inputs.sources import check_unique
 from softlabels.labelset import layout, manifest, probes, receipts
 from softlabels.labelset import plan as plans
-from softlabels.labelset.card import card
-from softlabels.labelset.keys import KeyIndex
 from softlabels.labelset.manifest import Manifest, Receipt
+from softlabels.labelset.parallel import in_order
 from softlabels.labelset.plan import Plan
-from softlabels.labelset.publish import TEMPORARY, publish, publish_folder, replace, workspace
 from softlabels.labelset.records import Records, schema
-from softlabels.labelset.shard import Shard, UnitSummary, file_sha256, keys_of_samples, write
+from softlabels.labelset.shard import Shard, UnitSummary, file_sha256, write
+from softlabels.labelset.tables import write_tables
+from softlabels.labelset.target import Out, Target, destination, disk_errors
 
 # What a run needs at the least: one row group of a wide selection.
 _PROBE_BYTES = 16 << 20
 
 
 class LabelSetWriter:
-    """Writes shards into a directory; made by `begin`."""
+    """Writes shards to a target, several at a time if need be; made by `begin`.
 
-    def __init__(self, root: Path, scratch: Path) -> None:
-        self.root, self.scratch = root, scratch
-        plan_bytes = (root / layout.PLAN).read_bytes()
-        # The one on disk: this run's may differ in names that are not compared.
+    Attributes:
+        name: how messages call the set.
+        scratch: a folder for unfinished files.
+        plan: the one that is there: this run's may differ in names that are not compared.
+        finished_units: of a set that was finished before, one that lost a shard included; None of
+            another.
+    """
+
+    def __init__(self, target: Target, scratch: Path) -> None:
+        self.name, self.scratch, self._target = target.name, scratch, target
+        plan_bytes = target.read(layout.PLAN) or b""
         self.plan = plan = plans.parse(plan_bytes, where=layout.PLAN)
         self.plan_digest = plans.digest(plan_bytes)
         self.split = plan.split
         self.codec = plan.make_codec()
         token_type = pa.uint16() if plan.teacher.token_ids <= 1 << 16 else pa.uint32()
         self.schema = schema(plan.data.key_type, self.codec, token_type=token_type)
-        self._finished: dict[int, Receipt] = {}
+        self._finished: Sequence[Receipt] = ()
+        self._probes: dict[int, dict[str, Any]] = {}
+        self.finished_units: int | None = None
         if self.is_finished:
-            found = receipts.finished(root, self.plan_digest)
-            self._finished = {receipt.unit: receipt for receipt in found}
-            self._drop_receipts()  # left by a run killed right after it wrote the manifest
+            self._finished = receipts.finished(target.tables(scratch), self.plan_digest)
+            self.finished_units = len(self._finished)
+            target.drop(layout.RECEIPTS)  # left by a run killed right after it wrote the manifest
 
     @property
     def is_finished(self) -> bool:
         """Whether the manifest is written."""
-        return (self.root / layout.MANIFEST).is_file()
+        return self._target.size(layout.MANIFEST) is not None
+
+    def shard(self, receipt: Receipt) -> Shard:
+        """A published shard, opened; raises `CorruptShardError`."""
+        return self._target.shard(receipt)
 
     def receipt(self, unit: int) -> Receipt | None:
         """The receipt of a unit that is done; rebuilt from its shard if it was lost.
@@ -59,28 +69,31 @@ class LabelSetWriter:
             CorruptShardError: the shard is not what the receipt says, or belongs elsewhere.
             PlanMismatchError: the shard was made under another plan.
         """
-        name = layout.shard_path(self.split, unit)
-        shard_file, receipt_file = self.root / name, self.root / layout.receipt_path(unit)
-        if not shard_file.exists():
-            receipt_file.unlink(missing_ok=True)
+        found, where = None, layout.receipt_path(unit)
+        if unit < len(self._finished):
+            found = self._finished[unit]
+        # None: it was lost, or dropped by a job that finished the set.
+        elif (data := self._target.read(where)) is not None:
+            found = manifest.parse_receipt(data, where=where)
+        if self._target.size(layout.shard_path(self.split, unit)) is None:
+            if found is not None:
+                self._target.remove(where)
             return None
-        found = self._finished.get(unit)
-        if found is None:
-            where = layout.receipt_path(unit)
-            with suppress(FileNotFoundError):  # lost, or dropped by a job that finished the set
-                found = manifest.parse_receipt(receipt_file.read_bytes(), where=where)
-        has_probes = (self.root / layout.probes_path(self.split, unit)).is_file()
         if found is not None:
-            Shard(shard_file, receipt=found, name=name)
-            return found if has_probes or not found.probes else None
+            self.shard(found)
+            return found if not found.probes or self._has_probes(unit) else None
         # Whether it had probes is not known: labelled again, it gets those that are lost.
-        return self._rebuilt(unit) if has_probes or not self.plan.probes else None
+        return self._rebuilt(unit) if not self.plan.probes or self._has_probes(unit) else None
+
+    def _has_probes(self, unit: int) -> bool:
+        return self._target.size(layout.probes_path(self.split, unit)) is not None
 
     def _rebuilt(self, unit: int) -> Receipt:
         name = layout.shard_path(self.split, unit)
-        shard = Shard(self.root / name, receipt=None, name=name)
-        self._check_belongs(shard, unit)
-        made = self._with_probes(shard.make_receipt(self.root / name, self.codec))
+        with self._target.local(name, self.scratch) as file:
+            shard = Shard(file, receipt=None, name=name)
+            self._check_belongs(shard, unit)
+            made = self._with_probes(shard.make_receipt(file, self.codec))
         self._keep(made)
         return made
 
@@ -90,23 +103,26 @@ class LabelSetWriter:
         Args:
             write: writes them to a new file.
         """
-        final = self.root / layout.probes_path(self.split, unit)
-        temporary = self.scratch / f"probes-{final.name}"
-        with _disk_errors(self.root):
-            final.parent.mkdir(exist_ok=True)
+        name = layout.probes_path(self.split, unit)
+        temporary = self.scratch / f"probes-{Path(name).name}"
+        with disk_errors(self._target):
             write(temporary)
-            publish(temporary, final)
+            made = self._read_probes(temporary, name)
+            if self._target.publish(temporary, name):
+                self._probes[unit] = made
 
     def publish(self, records: Records, summary: UnitSummary) -> Receipt:
         """Write, check and publish one unit's shard; if another worker was first, its shard stays.
 
         Raises:
             InputError: the disk is full or not writable; nothing half-written remains.
+            RemoteError: the store cannot be written to; nothing half-written remains.
         """
         name = layout.shard_path(self.split, summary.unit)
-        temporary, final = self.scratch / Path(name).name, self.root / name
-        with _disk_errors(self.root):
-            if not final.exists():  # else another job published it, and may have finished the set
+        temporary = self.scratch / Path(name).name
+        with disk_errors(self._target):
+            # Where the shard is there, another job published it, and may have finished the set.
+            if self.is_finished and self._target.size(name) is None:
                 self._unfinish()
             write(
                 temporary,
@@ -120,7 +136,7 @@ class LabelSetWriter:
             made = self._with_probes(shard.make_receipt(temporary, self.codec))
             if made.rows != len(records) or made.positions != len(records.labels):
                 raise LabelSetError(f"{name}: {made.rows} rows were read back of {len(records)}")
-            if not publish(temporary, final):
+            if not self._target.publish(temporary, name, receipt=made):
                 return self.receipt(summary.unit) or self._rebuilt(summary.unit)
             self._keep(made)
         return made
@@ -134,45 +150,62 @@ class LabelSetWriter:
         Raises:
             DuplicateKeyError: a stream brought a key twice; the set stays unfinished.
         """
-        if self.is_finished:  # by an earlier run, or by another job while this one was at work
-            self._drop_receipts()
-            where = self.root / layout.MANIFEST
-            return manifest.parse(where.read_bytes(), where=str(where))
-        shards = [self.receipt(unit) or self._rebuilt(unit) for unit in range(units)]
-        if self.plan.data.key is not None:
-            self._check_unique(shards)
-        totals = manifest.total(shards)
-        with _disk_errors(self.root):
-            files = {
-                layout.SHARDS: manifest.shard_table(shards),
-                layout.KEYS: KeyIndex.build(self._keys(shards)).to_bytes(),
-                layout.CARD: card(self.plan, totals, split=self.split).encode(),
-            }
-            if totals.rejects:
-                files[layout.REJECTS] = self._rejects(shards)
-            for name, data in files.items():
-                replace(self.root / name, data, scratch=self.scratch)
-            digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-            for path in sorted((self.root / layout.TOKENIZER).rglob("*")):
-                if path.is_file():
-                    digests[path.relative_to(self.root).as_posix()] = file_sha256(path)
-            made = Manifest(
-                format=self.plan.format, plan_sha256=self.plan_digest, totals=totals, files=digests
+        if (data := self._target.read(layout.MANIFEST)) is not None:
+            # By an earlier run, or by another job while this one was at work.
+            self._target.drop(layout.RECEIPTS)
+            return manifest.parse(data, where=f"{self.name}/{layout.MANIFEST}")
+        self._target.look_ahead()
+        with disk_errors(self._target):
+            made = in_order(self._settled, range(units), workers=self._target.workers)
+            tables = write_tables(
+                self.scratch,
+                made,
+                plan=self.plan,
+                key_type=self.schema.field("key").type,
+                open_shard=self.shard,
             )
-            replace(self.root / layout.MANIFEST, made.to_bytes(), scratch=self.scratch)
-        self._drop_receipts()
-        return made
+            digests = {}
+            for name in tables.names:
+                digests[name] = file_sha256(self.scratch / name)
+                self._target.replace(self.scratch / name, name)
+            for name in self._target.files(layout.TOKENIZER):
+                with self._target.local(name, self.scratch) as file:
+                    digests[name] = file_sha256(file)
+            finished = Manifest(
+                format=self.plan.format,
+                plan_sha256=self.plan_digest,
+                totals=tables.totals,
+                files=digests,
+                shards_footer=tables.footer,
+            )
+            self._replace(layout.MANIFEST, finished.to_bytes())
+        self._target.drop(layout.RECEIPTS)
+        return finished
+
+    def missing(self, units: int) -> int:
+        """How many of so many units are not published."""
+        self._target.look_ahead()
+        found = in_order(self.receipt, range(units), workers=self._target.workers)
+        return sum(receipt is None for receipt in found)
+
+    def _settled(self, unit: int) -> Receipt:
+        """A unit's receipt, when its keys are at hand."""
+        found = self.receipt(unit) or self._rebuilt(unit)
+        self._target.bring_keys(found)
+        return found
 
     def check_no_more_than(self, units: int) -> None:
-        """Refuse when the directory holds shards that the data no longer reaches.
+        """Refuse when there are shards that the data no longer reaches.
 
         Raises:
             PlanMismatchError: the data became shorter.
         """
-        for path in sorted((self.root / layout.DATA).glob(f"{self.split}-*.parquet")):
+        for path in map(PurePosixPath, self._target.files(layout.DATA)):
+            if not path.match(f"{layout.DATA}/{self.split}-*.parquet"):
+                continue
             if int(path.stem.rsplit("-", 1)[1]) >= units:
                 raise PlanMismatchError(
-                    f"{self.root}: the data ends after work unit {units - 1}, but {path.name} is "
+                    f"{self.name}: the data ends after work unit {units - 1}, but {path.name} is "
                     "there from an earlier run: the data became shorter. Use the data of the "
                     "first run, or choose another folder"
                 )
@@ -191,158 +224,88 @@ class LabelSetWriter:
 
     def _with_probes(self, receipt: Receipt) -> Receipt:
         """The receipt with the unit's probes, which were published before its shard."""
-        name = layout.probes_path(self.split, receipt.unit)
-        path = self.root / name
-        if not self.plan.probes or not path.is_file():
-            return receipt
-        found = sum(map(len, probes.read(path, classes=self.plan.teacher.classes, name=name)))
-        return receipt.model_copy(update={"probes": found, "probes_sha256": file_sha256(path)})
+        made = self._probes.pop(receipt.unit, None)
+        if made is None and self.plan.probes and self._has_probes(receipt.unit):
+            name = layout.probes_path(self.split, receipt.unit)
+            with self._target.local(name, self.scratch) as file:
+                made = self._read_probes(file, name)
+        return receipt if made is None else receipt.model_copy(update=made)
+
+    def _read_probes(self, file: Path, name: str) -> dict[str, Any]:
+        """What a receipt says of them."""
+        found = sum(map(len, probes.read(file, classes=self.plan.teacher.classes, name=name)))
+        return {"probes": found, "probes_sha256": file_sha256(file)}
 
     def _keep(self, receipt: Receipt) -> None:
-        data = receipt.model_dump_json().encode()
         with suppress(FileNotFoundError):  # another job finished the set and removed the folder
-            replace(self.root / layout.receipt_path(receipt.unit), data, scratch=self.scratch)
+            self._replace(layout.receipt_path(receipt.unit), receipt.model_dump_json().encode())
+
+    def _replace(self, name: str, data: bytes) -> None:
+        temporary = self.scratch / uuid.uuid4().hex
+        temporary.write_bytes(data)
+        self._target.replace(temporary, name)
 
     def _unfinish(self) -> None:
         """A finished set that lost a shard becomes an unfinished one again."""
-        if self.is_finished:
-            for receipt in self._finished.values():
-                self._keep(receipt)
-            (self.root / layout.MANIFEST).unlink(missing_ok=True)
-
-    def _drop_receipts(self) -> None:
-        folder = self.root / layout.RECEIPTS
-        with suppress(OSError):  # another job that ends now removes them too, or writes its own
-            for path in folder.glob("*.json"):
-                path.unlink(missing_ok=True)
-            folder.rmdir()
-
-    def _check_unique(self, shards: list[Receipt]) -> None:
-        def keys() -> Iterator[pa.Array]:
-            for receipt in shards:
-                shard = Shard(self.root / receipt.path, receipt=receipt, name=receipt.path)
-                yield from keys_of_samples(shard)
-
-        rows = sum(receipt.source_rows for receipt in shards)
-        check_unique(keys, rows, where=f"the stream's column {quoted(self.plan.data.key)}")
-
-    def _keys(self, shards: list[Receipt]) -> Iterator[pa.ChunkedArray]:
-        """The key of every record."""
-        for receipt in shards:
-            shard = Shard(self.root / receipt.path, receipt=receipt, name=receipt.path)
-            for group in range(shard.metadata.num_row_groups):
-                yield shard.read(group, ["key"])["key"]
-
-    def _rejects(self, shards: list[Receipt]) -> bytes:
-        rows: list[dict[str, Any]] = []
-        for receipt in shards:
-            if receipt.rejects:
-                shard = Shard(self.root / receipt.path, receipt=receipt, name=receipt.path)
-                rows.extend({"unit": receipt.unit, **r} for r in shard.summary().rejects)
-        key = self.schema.field("key").type
-        columns = pa.schema(
-            [("unit", pa.int64()), ("key", key), ("part", pa.int32()), ("reason", pa.string())]
-        )
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist(rows, columns), sink, write_page_checksum=True)
-        return bytes(sink.getvalue())
+        for _ in in_order(self._keep, self._finished, workers=self._target.workers):
+            pass
+        self._target.remove(layout.MANIFEST)
 
 
 @contextmanager
 def begin(
-    root: Path, plan: Plan, *, save_tokenizer: Callable[[Path], object] | None
+    out: Out, plan: Plan, *, save_tokenizer: Callable[[Path], object] | None
 ) -> Iterator[LabelSetWriter]:
-    """Begin a label set in an empty directory, or go on with one of the same plan.
+    """Begin a label set where nothing is, or go on with one of the same plan.
 
     Args:
-        root: made if it does not exist.
+        out: a folder, made if it does not exist, or the URL of a prefix of an object store.
         plan: what this run would do.
         save_tokenizer: writes the teacher's tokenizer into a folder.
 
     Raises:
-        InputError: the directory holds something else, or cannot be written to.
+        InputError: something else is there, or it cannot be written to.
         PlanMismatchError: it was begun with another plan.
     """
-    check_directory(root)
+    check_directory(out)
+    target = destination(out)
     with ExitStack() as stack:
-        with _disk_errors(root):
-            root.mkdir(parents=True, exist_ok=True)
-            scratch = stack.enter_context(workspace(root))
-            _first_files(root, plan, scratch, save_tokenizer)
-            (root / layout.DATA).mkdir(exist_ok=True)
-        yield LabelSetWriter(root, scratch)
+        with disk_errors(target):
+            scratch = stack.enter_context(target.workspace())
+            if target.size(layout.PLAN) is None:
+                (scratch / layout.PLAN).write_bytes(plan.to_bytes())
+                target.publish(scratch / layout.PLAN, layout.PLAN)
+            there = plans.parse(target.read(layout.PLAN) or b"", where=layout.PLAN)
+            plans.check_same(there, plan, where=target.name)
+            if save_tokenizer is not None:
+                target.publish_folder(layout.TOKENIZER, save_tokenizer, scratch)
+            target.look_ahead()
+        yield LabelSetWriter(target, scratch)
 
 
-def _first_files(
-    root: Path, plan: Plan, scratch: Path, save_tokenizer: Callable[[Path], object] | None
-) -> None:
-    """plan.json, which makes the folder a label set of that plan, then what belongs to it."""
-    if not layout.is_label_set(root):
-        (scratch / layout.PLAN).write_bytes(plan.to_bytes())
-        publish(scratch / layout.PLAN, root / layout.PLAN)
-    _check_plan(root, plan)
-    if save_tokenizer is not None and not (root / layout.TOKENIZER).exists():
-        (scratch / layout.TOKENIZER).mkdir()
-        save_tokenizer(scratch / layout.TOKENIZER)
-        publish_folder(scratch / layout.TOKENIZER, root / layout.TOKENIZER)
-
-
-def _check_plan(root: Path, plan: Plan) -> None:
-    data = (root / layout.PLAN).read_bytes()
-    plans.check_same(plans.parse(data, where=layout.PLAN), plan, where=str(root))
-
-
-def check_directory(root: Path) -> None:
-    """Refuse a path where a label set cannot be, before anything costly runs.
+def check_directory(out: Out) -> None:
+    """Refuse a path or URL where a label set cannot be, before anything costly runs.
 
     Raises:
-        InputError: a file, or a directory that holds something else.
+        InputError: a file, a place that holds something else, or one that cannot be written to.
     """
-    if root.is_dir() and not layout.is_label_set(root):
-        # A run killed before its plan was written leaves only this.
-        others = sorted(path.name for path in root.iterdir() if path.name != TEMPORARY)
-        if others:
-            raise InputError(
-                f"{root} holds something else ({', '.join(map(quoted, others[:3]))}) and no "
-                f"{layout.PLAN}; choose an empty or new folder for the label set"
-            )
-    elif root.exists() and not root.is_dir():
-        raise InputError(f"{root} is a file; a label set is a folder: choose another path")
+    target = destination(out)
+    # A run killed before its plan was written leaves no more than unfinished files.
+    if target.size(layout.PLAN) is None and (others := target.others()):
+        raise InputError(
+            f"{target.name} holds something else ({', '.join(map(quoted, others[:3]))}) and no "
+            f"{layout.PLAN}; choose an empty or new folder for the label set"
+        )
 
 
-def check_writable(root: Path) -> None:
+def check_writable(out: Out) -> None:
     """Fail now, not in three hours, where there is no room for even one row group.
 
     Raises:
-        InputError: the disk is full or not writable.
+        InputError: the disk is full or not writable, or the store is no place for a label set.
+        RemoteError: the store refuses.
     """
-    with _disk_errors(root):
-        root.mkdir(parents=True, exist_ok=True)
-        with workspace(root) as scratch:
-            (scratch / "probe").write_bytes(bytes(_PROBE_BYTES))
-
-
-_DISK = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "a file would be larger than is allowed here",
-    errno.EROFS: "the file system is read-only",
-    errno.EACCES: "it is not writable",
-    errno.EPERM: "it is not writable",
-    errno.ENOTDIR: "a part of the path is a file",
-    errno.ENOENT: "the folder cannot be made",
-}
-
-
-@contextmanager
-def _disk_errors(root: Path) -> Iterator[None]:
-    """Errors of the file system in words; what was published before stays."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _DISK:
-            raise
-        raise InputError(
-            f"{root}: {_DISK[error.errno]} ({error.strerror}). What is finished stays: make room "
-            "or choose another folder, and run the same command again to go on"
-        ) from error
+    target = destination(out)
+    with disk_errors(target), target.workspace() as scratch:
+        (scratch / "probe").write_bytes(bytes(_PROBE_BYTES))
+        target.check_writable(scratch)

@@ -162,7 +162,7 @@ def choose(
         raise InputError(f"parts is {parts!r}; it is 'all', 'one' or 'cycle'")
     if records is not None and len(records) == len(labels):
         records = None
-    starts = np.asarray([*(group.start for group in labels.row_groups), len(labels)], np.int64)
+    starts = labels.row_groups.bounds
     if parts == "all":
         if records is None:
             return Everything(starts)

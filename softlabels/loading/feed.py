@@ -95,8 +95,7 @@ class OrderedFeed:
     def name(self) -> str:
         order = self._order
         state = hashlib.sha256(f"{order.seed} {order.mixed} {self._arrangement.name}".encode())
-        for receipt in self.labels.receipts:
-            state.update(receipt.sha256.encode())
+        state.update("".join(self.labels.receipts.texts("sha256")).encode())
         state.update(self._assembler.teachers.name.encode())
         state.update(order.bounds.tobytes())
         state.update(self._choice.name)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
+from softlabels import ranks
 from softlabels.errors import InputError
 
 
@@ -32,23 +30,14 @@ class Ranks:
         Raises:
             InputError: only one is given, or they do not fit each other.
         """
-        if rank is not None or world_size is not None:
-            if rank is None or world_size is None or not 0 <= rank < world_size:
-                raise InputError(
-                    f"rank is {rank}, world_size {world_size}; give both, with 0 ≤ rank < "
-                    "world_size, or neither: torch.distributed's are the default"
-                )
-            return cls(rank, world_size, given=True)
-        if (found := _initialised()) is not None:
-            return cls(*found)
-        named = (os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", ""))
-        if all(value.isdecimal() for value in named) and int(named[0]) < int(named[1]):
-            return cls(int(named[0]), int(named[1]))
-        return cls()
+        default = "torch.distributed's are the default"
+        if (told := ranks.given(rank, world_size, default=default)) is not None:
+            return cls(*told, given=True)
+        return cls(*(ranks.of_torch() or (0, 1)))
 
     def check(self) -> None:
         """Refuse to deliver everything to each of several ranks."""
-        found = _initialised()
+        found = ranks.initialised()
         if not self.given and found is not None and found != (self.rank, self.world_size):
             raise InputError(
                 f"this loader was made for rank {self.rank} of {self.world_size}, before "
@@ -70,10 +59,3 @@ def refuse_dispatch(loader: Any) -> None:
             "to the others (dispatch_batches), but each rank has its own share; prepare it with "
             "softlabels.integrations.accelerate.prepare(accelerator, loader)"
         )
-
-
-def _initialised() -> tuple[int, int] | None:
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return None

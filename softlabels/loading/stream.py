@@ -100,8 +100,7 @@ class StreamedFeed:
     @property
     def name(self) -> str:
         state = hashlib.sha256(f"stream {self._on_missing} {self._arrangement.name}".encode())
-        for receipt in self.labels.receipts:
-            state.update(receipt.sha256.encode())
+        state.update("".join(self.labels.receipts.texts("sha256")).encode())
         state.update(self._assembler.teachers.name.encode())
         if self._lengths is not None:
             state.update(self._lengths.tokens.tobytes())

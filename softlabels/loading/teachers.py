@@ -172,6 +172,8 @@ class Teachers:
 
     def shared(self) -> Int64s | None:
         """The leader's records that all sets have, ascending; None for all of them."""
+        if not self._followers:
+            return None  # nothing as long as a single set is held
         found = np.ones(len(self.leader), bool)
         for follower in self._followers:
             found &= follower.number_of >= 0
@@ -183,7 +185,7 @@ class Teachers:
     @property
     def name(self) -> str:
         """What a saved place depends on."""
-        shards = [r.sha256 for f in self._followers for r in f.labels.receipts]
+        shards = [digest for f in self._followers for digest in f.labels.receipts.texts("sha256")]
         fuse = f"choice {self._seed}" if self.fuse == "choice" else self.fuse
         return f"{fuse} {self._weights} {' '.join(shards)}"
 

@@ -141,8 +141,12 @@ def settle(
     unit_rows: int | None = None,
     batch_tokens: int | None = None,
     packing: bool = False,
+    check_keys: bool = True,
 ) -> Job:
     """A job of the arguments of `softlabels.precompute`, which says what they mean.
+
+    Args:
+        check_keys: find duplicate keys now; else they are found when the set is finished.
 
     Raises:
         InputError: data or arguments are not usable.
@@ -159,8 +163,9 @@ def settle(
     _check_choices(on_error, unit_rows=unit_rows, batch_tokens=batch_tokens)
     if not isinstance(probes, int) or isinstance(probes, bool) or probes < 0:
         raise InputError(f"probes is {probes}; it must be a whole number from 0 on")
-    source = open_source(data, column=column, key=key, limit=limit)
-    source.check_unique_keys()
+    source = open_source(data, column=column, key=key, limit=limit, in_place=True)
+    if check_keys:
+        source.check_unique_keys()
     known = resolve(teacher)
     special_tokens = _special_tokens(known, source, earlier)
     try:

@@ -1,32 +1,32 @@
-"""precompute: from data and a teacher to a finished label set, in one process."""
+"""precompute: from data and a teacher to a finished label set, by one process or many."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
+from contextlib import closing, suppress
 from typing import Any
 
-from softlabels.errors import PlanMismatchError, quoted
+from softlabels import ranks
+from softlabels.errors import InputError
 from softlabels.inputs.prepare import OnLong
-from softlabels.inputs.sources import Source
-from softlabels.labelset import plan as plans
-from softlabels.labelset import receipts
 from softlabels.labelset.manifest import Receipt
-from softlabels.labelset.probes import quota
-from softlabels.labelset.probes import write as write_probes
 from softlabels.labelset.reader import LabelSet
-from softlabels.labelset.shard import Shard
+from softlabels.labelset.target import Out, address, earlier
 from softlabels.labelset.writer import LabelSetWriter, begin, check_directory, check_writable
+from softlabels.precompute.executors import Executor, Local, Ray, named
 from softlabels.precompute.job import Job, settle
-from softlabels.precompute.label import Labeller, OnError
+from softlabels.precompute.label import OnError
 from softlabels.precompute.pipeline import Ahead, Behind
-from softlabels.precompute.unit import Labelled, Prepared, Unit
+from softlabels.precompute.step import Step, begun
+from softlabels.precompute.tasks import Share, Task, Tasks
+from softlabels.precompute.unit import Labelled, Prepared
+from softlabels.precompute.worker import Done
 from softlabels.progress import Seen, Tracker, shown
 from softlabels.selection import Selection
+
+logger = logging.getLogger(__name__)
 
 
 def precompute(
@@ -50,12 +50,20 @@ def precompute(
     unit_rows: int | None = None,
     batch_tokens: int | None = None,
     packing: bool = False,
+    rank: int | None = None,
+    world_size: int | None = None,
+    executor: Executor = "local",
+    workers: int = 1,
     progress: bool | None = None,
 ) -> LabelSet:
     """Run a teacher once over data and write what it believes to a label set.
 
     Run it again after a crash: finished work units are skipped, and it refuses, naming what
     differs, if teacher, data, selection or preparation changed.
+
+    Several processes or machines that see the same folder may share the work: by rank, each of
+    which may be run again alone, or by an executor. The set is the same, and whoever publishes the
+    last unit finishes it.
 
     Args:
         data: a `datasets.Dataset` or `IterableDataset`, a path or glob of Parquet, JSONL or text
@@ -92,24 +100,35 @@ def precompute(
             a trial finds to be fastest.
         packing: put short records into one row, where they do not see each other, in place of
             padding; for transformers causal LMs that can.
+        rank, world_size: label only work units rank, rank + world_size, …; by default what
+            torch.distributed, or the environment of torchrun, of a Slurm array or of srun says,
+            else all of them. torchrun's LOCAL_RANK is the CUDA device by default.
+        executor: "local" on this machine; "ray", or a `softlabels.precompute.executors.Ray`, by
+            actors of a Ray cluster.
+        workers: processes that label, which share the CPU's threads and have a CUDA device each
+            where there are several; 1 is this one. Of Ray, actors.
         progress: show it on standard error; None shows it in a terminal only.
 
     Returns:
-        the finished set, opened.
+        the finished set, opened; of a rank, while work units of other ranks are missing, what
+        there is of it (`finished` is False).
 
     Raises:
         InputError: data, arguments or the folder are not usable; before any model runs where that
             can be known.
         TeacherError: there is no such teacher.
         PlanMismatchError: the folder was begun with another recipe.
-        LabellingError: a sample cannot be labelled and `on_error` is "raise".
+        LabellingError: a sample cannot be labelled and `on_error` is "raise", or a work unit ended
+            the processes that labelled it.
     """
-    root = Path(out)
-    check_directory(root)
+    how = named(executor, workers)
+    share = Share.find(rank, world_size)
+    ranks.choose_device()
+    check_directory(out)
     job = settle(
         data,
         teacher,
-        earlier=plans.earlier(root),
+        earlier=earlier(out),
         selection=selection,
         column=column,
         key=key,
@@ -126,132 +145,112 @@ def precompute(
         unit_rows=unit_rows,
         batch_tokens=batch_tokens,
         packing=packing,
+        check_keys=share.is_first,
     )
-    check_writable(root)
-    with shown(progress) as report, _begun(root, job) as writer:
-        tracker = Tracker(report, job.source.rows)
-        keep_logits = writer.codec.logits_dtype is not None
-        labeller = Labeller(
-            job.teacher, job.selection, writer.plan, job.on_error, keep_logits=keep_logits
-        )
-        units = _label_units(job.source, writer, labeller, tracker)
-        writer.check_no_more_than(units)
-        writer.finish(units)
-    return LabelSet.open(root)
+    check_writable(out)
+    tasks = Tasks(job.source, job.unit_rows, share)
+    with shown(progress) as report:
+        tracker = Tracker(report, tasks.rows)
+        if how == Local(1):
+            missing = _label_here(job, out, tasks, share, tracker)
+        else:
+            missing = _label_elsewhere(job, out, tasks, share, tracker, how)
+    return _opened(out, missing, tasks.units)
 
 
-@contextmanager
-def _begun(root: Path, job: Job) -> Iterator[LabelSetWriter]:
-    """The set, begun by this job, or by one that began with it and published its plan first.
-
-    Raises:
-        PlanMismatchError: it was begun with another recipe.
-    """
-    plan = job.plan()
-    save = getattr(job.teacher.tokenizer, "save_pretrained", None)
-    with ExitStack() as stack:
-        try:
-            writer = stack.enter_context(begin(root, plan, save_tokenizer=save))
-        except PlanMismatchError:
-            first = plans.earlier(root)
-            if job.earlier is not None or first is None:
-                raise
-            # What each found by trial (batch_tokens, the codec's table) is the first one's now;
-            # where what was asked for differs, this is refused too.
-            plan = replace(job, earlier=first).plan()
-            writer = stack.enter_context(begin(root, plan, save_tokenizer=save))
-        yield writer
-
-
-def _label_units(
-    source: Source, writer: LabelSetWriter, labeller: Labeller, tracker: Tracker
-) -> int:
-    """Label and publish every unit that is not there yet; returns how many units there are.
+def _label_here(job: Job, out: Out, tasks: Tasks, share: Share, tracker: Tracker) -> int:
+    """Label in this process; returns how many units of other shares are missing.
 
     Reading, labelling and writing overlap: one unit is read ahead, one is written behind.
     """
+    with begun(out, job) as writer:
+        step = Step.of(job, writer)
 
-    def write(made: Labelled) -> None:
-        if made.probes is not None:
-            writer.publish_probes(made.summary.unit, partial(write_probes, probes=made.probes))
-        receipt = writer.publish(made.records, made.summary)
-        tracker.finish(receipt.bytes, receipt.positions)
+        def write(made: Labelled) -> None:
+            receipt = step.publish(made)
+            tracker.finish(receipt.bytes, receipt.positions)
 
-    units = 0
-    with Behind(write) as written, Ahead(_prepared(source, writer, labeller)) as read:
+        with Behind(write) as written, Ahead(_prepared(step, tasks)) as read:
 
-        def advance(tokens: int, unit_tokens: int, seen: Seen) -> None:
-            tracker.advance(tokens, unit_tokens, seen)
-            written.check()
-            read.check()
+            def advance(tokens: int, unit_tokens: int, seen: Seen) -> None:
+                tracker.advance(tokens, unit_tokens, seen)
+                written.check()
+                read.check()
 
-        labeller = replace(labeller, advance=advance, again=tracker.again)
-        for rows, prepared in read:
-            units += 1
-            if prepared is None:
-                tracker.skip(len(rows))
-                continue
-            tracker.start(len(rows))
-            share = quota(writer.plan.probes, rows, source.rows) if source.rows else 0
-            written.put(labeller(prepared, share))
-    return units
+            step = step.watched(advance, tracker.again)
+            for task, found in read:
+                if isinstance(found, Receipt):
+                    tracker.skip(len(task.rows))
+                    continue
+                tracker.start(len(task.rows))
+                written.put(step.label(task, found))
+        return _finish(writer, tasks.units, share)
 
 
-def _prepared(
-    source: Source, writer: LabelSetWriter, labeller: Labeller
-) -> Iterator[tuple[range, Prepared | None]]:
-    """The rows of every unit, and what the teacher takes of those that are not there yet."""
-    row, finished = 0, _units_of_finished(writer)
-    for number, table in enumerate(source.units(writer.plan.unit_rows)):
-        unit = Unit(number, table, source.keys(table, row))
-        rows = range(row, row + len(table))
-        row = rows.stop
-        done = writer.receipt(number)
-        if done is not None:
-            check_unchanged(unit, done, writer)
-            yield rows, None
-            continue
-        if finished is not None and number >= finished:
-            raise PlanMismatchError(
-                f"{writer.root} is finished after {finished} work units of "
-                f"{writer.plan.unit_rows} rows, and the data has more rows: the data became "
-                "longer. Use the data of the first run, or choose another folder"
-            )
-        yield rows, labeller.prepare(unit)
+def _prepared(step: Step, tasks: Tasks) -> Iterator[tuple[Task, Prepared | Receipt]]:
+    for task in tasks:
+        yield task, step.prepare(task)
 
 
-def check_unchanged(unit: Unit, receipt: Receipt, writer: LabelSetWriter) -> None:
-    """Refuse to go on when the rows of a finished unit are not what was labelled.
+def _label_elsewhere(
+    job: Job, out: Out, tasks: Tasks, share: Share, tracker: Tracker, how: Local | Ray
+) -> int:
+    """Label in other processes; returns how many units of other shares are missing."""
+    rows: dict[int, int] = {}
 
-    Raises:
-        PlanMismatchError: naming the first key that differs.
-    """
-    columns = writer.plan.data.columns
-    digests, whole = unit.digests(columns)
-    if whole == receipt.input_digest:
+    def noted() -> Iterator[Task]:
+        for task in tasks:
+            rows[task.number] = len(task.rows)
+            yield task
+
+    with closing(how.label(job, address(out), noted())) as done:
+        for unit in done:
+            _track(tracker, unit, rows.pop(unit.number))
+    plan = earlier(out)
+    if plan is None:
+        raise InputError(
+            f"{out}: the workers made no plan there; they have to see the same folder by the same "
+            "path"
+        )
+    with begin(out, plan, save_tokenizer=None) as writer:
+        return _finish(writer, tasks.units, share)
+
+
+def _track(tracker: Tracker, unit: Done, rows: int) -> None:
+    if not unit.labelled:
+        tracker.skip(rows)
         return
-    shard = Shard(writer.root / receipt.path, receipt=receipt, name=receipt.path)
-    stored: dict[Any, bytes] = {}
-    for group in range(shard.metadata.num_row_groups):
-        table = shard.read(group, ["key", "input_digest"])
-        stored |= zip(table["key"].to_pylist(), table["input_digest"].to_pylist(), strict=True)
-    for key, digest in zip(unit.keys.to_pylist(), digests, strict=True):
-        if stored.get(key, digest) != digest:
-            raise PlanMismatchError(
-                f"{writer.root}: the data changed after {receipt.path} was labelled: the sample "
-                f"with key {quoted(key)} has input digest {digest.hex()}, labelled was "
-                f"{stored[key].hex()} (columns {', '.join(columns)}). Use the data of the first "
-                "run, or choose another folder"
-            )
-    raise PlanMismatchError(
-        f"{writer.root}: the data changed after {receipt.path} was labelled: it has other keys, "
-        f"another order or another rejected sample (unit of {receipt.source_rows} rows, now "
-        f"{len(unit.table)}). Use the data of the first run, or choose another folder"
+    tracker.finish_elsewhere(
+        rows,
+        tokens=unit.tokens,
+        seen=unit.seen,
+        bytes_written=unit.receipt.bytes,
+        positions=unit.receipt.positions,
     )
 
 
-def _units_of_finished(writer: LabelSetWriter) -> int | None:
-    """How many units a finished set has, one that lost a shard included."""
-    if not writer.is_finished:
-        return None
-    return len(receipts.finished(writer.root, writer.plan_digest))
+def _finish(writer: LabelSetWriter, units: int, share: Share) -> int:
+    """Finish the set if all units are there; returns how many are not."""
+    writer.check_no_more_than(units)
+    if share.world_size > 1 and not writer.is_finished:
+        missing = writer.missing(units)
+        if missing:
+            return missing
+    writer.finish(units)
+    return 0
+
+
+def _opened(out: Out, missing: int, units: int) -> LabelSet:
+    if not missing:
+        return LabelSet.open(out)
+    logger.warning(
+        "%s: %d of %d work units are still missing. The rank that publishes the last one finishes "
+        "the set; where a rank was lost, run it again, or the command without a rank",
+        out,
+        missing,
+        units,
+    )
+    # Another rank may finish the set right now, and take the receipts away while they are read.
+    with suppress(FileNotFoundError):
+        return LabelSet.open(out, unfinished=True)
+    return LabelSet.open(out, unfinished=True)

@@ -113,6 +113,12 @@ class Pretrained:
         self._path = str(getattr(model, "name_or_path", "") or "")
         self.device = next(model.parameters()).device
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._checkpoint is not None and "model" not in state:
+            # Another process may see other devices, and another machine has others.
+            self.device = usable(self._checkpoint.loading.device)
+
     @property
     def alignment(self) -> Alignment:
         """Whether entry t is about token t + 1 ("next") or t ("same")."""

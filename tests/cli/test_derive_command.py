@@ -85,10 +85,12 @@ def test_help_lists_every_flag(softlabels: Any) -> None:
     done = softlabels("derive", "--help")
     assert done.code == 0
     listed = dict(
-        re.findall(r"^│.*?(--[a-z-]+)(?: [A-Z]+)? {2,}(\w.*?) *│$", done.out, re.MULTILINE)
+        re.findall(r"^│.*?(--[a-z-]+)(?: [A-Z.]+)? {2,}(\w.*?) *│$", done.out, re.MULTILINE)
     )
     assert list(listed) == [
-        f"--{field.name}" for field in fields(DeriveArguments) if field.name != "_"
+        f"--{field.name.replace('_', '-')}"
+        for field in fields(DeriveArguments)
+        if field.name != "_"
     ]
     for words in ("SOURCE", "OUT", "compact, tiny, lossless, plain", "--debug"):
         assert words in done.out

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import softlabels as sl
-from softlabels.cli.look import _safe
+from softlabels.looking.text import safe
 
 
 def test_info_says_what_a_set_is(softlabels: Any, finished_set: Path) -> None:
@@ -57,7 +57,7 @@ def test_show_is_a_table_of_tokens(softlabels: Any, finished_set: Path, tokenize
     assert f"{len(y) - 3} more positions" in done.out
     for t in range(3):
         token = tokenizer.decode([int(tokens[t])])
-        assert _safe(token).replace(" ", "·") in done.out
+        assert safe(token).replace(" ", "·") in done.out
         assert f"{math.exp(y.hard_log_probs[t]):.3f}" in done.out
         assert f" {math.exp(y.log_probs[t, 0]):.2f}" in done.out
         assert f"{math.exp(y.log_tails[t, 0]):.3f}" in done.out

@@ -31,7 +31,7 @@ def test_the_command_prints_a_table_and_writes_json(
 def test_a_file_that_cannot_be_written_is_refused_before_anything_is_looked_at(
     softlabels: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from softlabels.cli import label
+    from softlabels.cli import output
 
     def refused(path: Path) -> str:
         nothing = ("--teacher", tmp_path / "no-teacher", "--data", tmp_path / "no-data.jsonl")
@@ -47,10 +47,10 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_looked_at(
     def full(**_: Any) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(label, "TemporaryFile", full)
+    monkeypatch.setattr(output.tempfile, "TemporaryFile", full)
     assert "(Read-only file system)" in refused(tmp_path / "plan.json")
     (tmp_path / "old.json").write_text("{}")
-    monkeypatch.setattr(label.os, "access", lambda *_: False)  # root may write anything
+    monkeypatch.setattr(output.os, "access", lambda *_: False)  # root may write anything
     assert "is there and is not writable" in refused(tmp_path / "old.json")
     assert (tmp_path / "old.json").read_text() == "{}"
 

@@ -36,7 +36,8 @@ def write_set(root: Path, golden: GoldenSet) -> None:
     (root / "plan.json").write_bytes(plan)
     units = enumerate(golden.units)
     receipts = [write_shard(root, golden, number, unit, sha256(plan)) for number, unit in units]
-    files = {"shards.parquet": parquet(receipts, RECEIPT)}
+    table = digested(receipts) if golden.digested else parquet(receipts, RECEIPT)
+    files = {"shards.parquet": table}
     rejects = [{"unit": n, **r} for n, unit in enumerate(golden.units) for r in unit.rejects]
     if rejects:
         key = golden.schema.field("key").type
@@ -53,6 +54,9 @@ def write_set(root: Path, golden: GoldenSet) -> None:
         "totals": {"shards": len(receipts), "records": totals.pop("rows"), **totals},
         "files": {name: sha256(data) for name, data in files.items()},
     }
+    if golden.digested:
+        end = table[-footer_bytes(table) :]
+        manifest["shards_footer"] = {"bytes": len(end), "sha256": sha256(end)}
     (root / "manifest.json").write_text(json.dumps(manifest, indent=2))
 
 
@@ -89,7 +93,7 @@ def write_shard(
             writer.write_table(pa.Table.from_pylist(rows, golden.schema))
         writer.add_key_value_metadata({f"softlabels.{k}": v for k, v in footer.items()})
     data = path.read_bytes()
-    footer_bytes = struct.unpack("<I", data[-8:-4])[0] + 8
+    end = data[-footer_bytes(data) :]
     metadata = pq.ParquetFile(path).metadata
     groups = [metadata.row_group(g) for g in range(metadata.num_row_groups)]
     chunks = [[group.column(c) for c in range(group.num_columns)] for group in groups]
@@ -102,8 +106,8 @@ def write_shard(
         "source_rows": len(unit.sources),
         "bytes": len(data),
         "sha256": sha256(data),
-        "footer_bytes": footer_bytes,
-        "footer_sha256": sha256(data[-footer_bytes:]),
+        "footer_bytes": len(end),
+        "footer_sha256": sha256(end),
         "group_rows": [group.num_rows for group in groups],
         "chunk_digests": [[chunk_digest(data, chunk) for chunk in group] for group in chunks],
         "input_digest": of_unit,
@@ -125,6 +129,10 @@ def keys_index(keys: list[Any]) -> bytes:
 def chunk_digest(data: bytes, chunk: Any) -> str:
     start = chunk.dictionary_page_offset or chunk.data_page_offset
     return xxhash.xxh3_64_hexdigest(data[start : start + chunk.total_compressed_size])
+
+
+def footer_bytes(data: bytes) -> int:
+    return int(struct.unpack("<I", data[-8:-4])[0]) + 8
 
 
 def input_digest(values: list[Any]) -> bytes:
@@ -153,6 +161,31 @@ def parquet(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, schema), sink, write_page_checksum=True)
     return bytes(sink.getvalue())
+
+
+def digested(receipts: list[dict[str, Any]]) -> bytes:
+    """A shard table of one shard a row group, with the digests of its own chunks in the footer."""
+    packed = [
+        {**one, "chunk_digests": bytes.fromhex("".join(map("".join, one["chunk_digests"])))}
+        for one in receipts
+    ]
+    place = RECEIPT.get_field_index("chunk_digests")
+    schema = RECEIPT.set(place, pa.field("chunk_digests", pa.binary()))
+    table = pa.Table.from_pylist(packed, schema)
+
+    def written(metadata: dict[str, str]) -> bytes:
+        sink = pa.BufferOutputStream()
+        with pq.ParquetWriter(sink, schema, write_page_checksum=True) as writer:
+            writer.write_table(table, row_group_size=1)
+            writer.add_key_value_metadata(metadata)
+        return bytes(sink.getvalue())
+
+    draft = written({})
+    metadata = pq.ParquetFile(pa.BufferReader(draft)).metadata
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    chunks = (group.column(index) for group in groups for index in range(group.num_columns))
+    digests = "".join(chunk_digest(draft, chunk) for chunk in chunks)
+    return written({"softlabels.chunk_digests": digests})
 
 
 RECEIPT = pa.schema(

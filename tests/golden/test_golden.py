@@ -34,6 +34,7 @@ GOLDEN: dict[str, GoldenSet] = {**SETS, **PACKED}
 DIGESTS = {
     "1.0-draft-plain": "90706aa59d4fc76b51b90110f12deb2deecae54d953c236cee82893c21e38d63",
     "1.0-draft-plain-bare": "b631df91c38ebbd4efa9219d43c6fe988f447a4d9247257b7427146bb522e77c",
+    "1.0-draft-plain-digested": "8ae9c9b07d19c0bcc635a4103f25df8d7b2127e0354c416e3b9d9e3055eaded5",
     "1.0-draft-compact": "7ecf732776ab8b154a8d6e6888c637cb76a965f5906b1e0c140f6ab64027f660",
     "1.0-draft-compact-bare": "cc0e9e9c3588c6622085113947c24c0535280058a4f6ca1ff89eaba87797d171",
     "1.0-draft-lossless": "973091e38a30dda22b02633dbb34cf172085f06788c54fb03b450ede71aae505",

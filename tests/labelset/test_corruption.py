@@ -358,9 +358,9 @@ def test_a_repeated_key_is_found_and_repair_drops_nothing(
     tmp_path: Path, precompute: Precompute, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No shard is at fault alone, so there is none to drop."""
-    from softlabels.labelset import writer
+    from softlabels.labelset import tables
 
-    monkeypatch.setattr(writer, "check_unique", lambda *_, **__: None)
+    monkeypatch.setattr(tables, "check_unique", lambda *_, **__: None)
     rows = [{"id": "twice", "ids": [1]}, {"id": "once", "ids": [2]}, {"id": "twice", "ids": [3]}]
     root = precompute(tmp_path / "labels", iter(rows), unit_rows=1).root
     before = digests(root)

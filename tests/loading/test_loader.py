@@ -162,7 +162,7 @@ def test_a_shuffled_epoch_reads_each_row_group_once_whatever_fits_in_memory(
 ) -> None:
     rows = [{"id": f"s{i}", "ids": [i % 16] * 4} for i in range(24)]
     labels = precompute(tmp_path / "set", rows, unit_rows=4)
-    one = reader._bytes(labels.receipts[0], labels.codec)
+    one = int(labels._encoded_bytes()[0])
     monkeypatch.setattr(reader, "_CACHE_BYTES", held * one * 8 // 7 + 8)
     was_read: list[tuple[str, int]] = []
     read = Shard.table

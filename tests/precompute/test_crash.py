@@ -19,7 +19,8 @@ import softlabels as sl
 KILLED = """
 import json, os, signal, sys
 import softlabels as sl
-from softlabels.labelset import publish, shard, writer
+from softlabels.labelset import shard
+from softlabels.labelset.directory import Directory, Path
 
 place, count, teacher, data, out = sys.argv[1:]
 calls = 0
@@ -43,13 +44,13 @@ elif place == "after link":
 elif place == "while writing":
     shard.to_table = killing(shard.to_table, False)
 elif place == "before small file":
-    writer.replace = killing(writer.replace, True)
+    Directory.replace = killing(Directory.replace, True)
 elif place == "after small file":
-    writer.replace = killing(writer.replace, False)
+    Directory.replace = killing(Directory.replace, False)
 elif place == "after dropping receipts":
-    unlink = writer.Path.unlink
+    unlink = Path.unlink
     drop = killing(unlink, False)
-    writer.Path.unlink = lambda path, missing_ok=False: (
+    Path.unlink = lambda path, missing_ok=False: (
         drop if path.parent.name == "receipts" and path.exists() else unlink
     )(path, missing_ok)
 
@@ -177,16 +178,16 @@ def test_a_shard_published_by_another_worker_stays(
     first = out / "data" / "train-00000.parquet"
     original = first.read_bytes()
     first.unlink()
-    from softlabels.labelset import writer
+    from softlabels.labelset import directory
 
-    publish = writer.publish
+    publish = directory.publish
 
     def beaten(temporary: Path, final: Path) -> bool:
         if not final.exists():
             final.write_bytes(original)
         return publish(temporary, final)
 
-    monkeypatch.setattr(writer, "publish", beaten)
+    monkeypatch.setattr(directory, "publish", beaten)
     label(out, teacher_dir, rows)
     assert first.read_bytes() == original
     assert not (out / ".tmp").exists()

@@ -14,7 +14,7 @@ from tables import TableTeacher, contents
 
 import softlabels as sl
 from softlabels.errors import InputError
-from softlabels.labelset import writer
+from softlabels.labelset import directory
 
 Run = Callable[..., sl.LabelSet]
 
@@ -57,7 +57,7 @@ def test_a_write_that_finds_no_room_is_told_in_words(
 ) -> None:
     from contextlib import contextmanager
 
-    workspace = writer.workspace
+    workspace = directory.workspace
 
     @contextmanager
     def full(root: Path) -> Any:
@@ -66,11 +66,11 @@ def test_a_write_that_finds_no_room_is_told_in_words(
             yield scratch
 
     teacher = TableTeacher()
-    monkeypatch.setattr(writer, "workspace", full)
+    monkeypatch.setattr(directory, "workspace", full)
     with pytest.raises(InputError, match="the disk is full"):
         run(teacher=teacher)
     assert bool(teacher.batches) == (name == "train-00000.parquet")
-    monkeypatch.setattr(writer, "workspace", workspace)
+    monkeypatch.setattr(directory, "workspace", workspace)
     left = {path for path in contents(tmp_path / "set") if path != "plan.json"}
     assert not left
     assert contents(run().root) == contents(run(out=tmp_path / "afresh").root)

@@ -1,0 +1,109 @@
+"""Every checksum, count and invariant of one shard: a pure function, for any number of threads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from softlabels.codecs import Codec
+from softlabels.errors import CorruptShardError, quoted
+from softlabels.inputs.digests import prepared_digest
+from softlabels.labelset import layout
+from softlabels.labelset.manifest import Receipt
+from softlabels.labelset.plan import Plan
+from softlabels.labelset.records import Records
+from softlabels.labelset.shard import Shard, file_sha256
+
+# Kept mass and tail are each a sum of float32 exponentials, correct to about 1e-6.
+_MASS_TOLERANCE = 1e-4
+
+
+def shard_problems(root: Path, receipt: Receipt, plan: Plan, plan_digest: str) -> Iterator[str]:
+    """What is wrong with a shard: its bytes, its footer, its labels."""
+    path = root / receipt.path
+    try:
+        shard = Shard(path, receipt=receipt, name=receipt.path)
+        if file_sha256(path) != receipt.sha256:
+            yield "its sha256 is not the one that was published"
+        if shard.footer("plan") != plan_digest:
+            yield f"it was made under another plan than {layout.PLAN}"
+        if shard.summary().unit != receipt.unit or receipt.path != layout.shard_path(
+            plan.split, receipt.unit
+        ):
+            yield f"it holds work unit {shard.summary().unit}, not {receipt.unit}"
+        yield from _content_problems(shard, receipt, plan)
+    except CorruptShardError as error:
+        yield str(error).removeprefix(f"{receipt.path}: ")
+
+
+def probes_problem(root: Path, receipt: Receipt, plan: Plan) -> str | None:
+    """What is wrong with a unit's probes."""
+    path = root / layout.probes_path(plan.split, receipt.unit)
+    if not receipt.probes:
+        return None
+    if not path.is_file():
+        return "the file is missing"
+    if file_sha256(path) != receipt.probes_sha256:
+        return "its sha256 is not the one that was published"
+    return None
+
+
+def _content_problems(shard: Shard, receipt: Receipt, plan: Plan) -> Iterator[str]:
+    codec = plan.make_codec()
+    rows = positions = entries = 0
+    ends = []
+    for group in range(shard.metadata.num_row_groups):
+        records = shard.records(group, codec)
+        rows += len(records)
+        positions += len(records.labels)
+        entries += records.labels.ids.numel()
+        identity = records.identity
+        for row in [0, len(records) - 1] if len(records) else []:
+            ends.append([identity.column(name)[row].as_py() for name in ("key", "part", "view")])
+        yield from (f"row group {group}: {problem}" for problem in _wrong(records, plan, codec))
+    if (rows, positions, entries) != (receipt.rows, receipt.positions, receipt.entries):
+        counted = f"{rows} rows, {positions} positions and {entries} entries"
+        yield f"it holds {counted}, not what was published"
+    footer = [json.loads(shard.footer(name)) for name in ("first", "last")]
+    if footer != ([ends[0], ends[-1]] if ends else [None, None]):
+        yield "its first and last key are not those that its footer names"
+
+
+def _wrong(records: Records, plan: Plan, codec: Codec) -> Iterator[str]:
+    """Invariants of labels that no checksum covers."""
+    labels = records.labels
+    if len(labels) == 0:
+        return
+    ids, log_probs = labels.ids, labels.log_probs
+    if int(ids.min()) < 0 or int(ids.max()) >= plan.teacher.classes:
+        yield f"class id {int(ids.max())} is not below {plan.teacher.classes}"
+    # A weight of a sampled selection may be above 1.
+    highest = torch.inf if labels.sampled else 1e-5
+    if bool(torch.isnan(log_probs).any()) or bool((log_probs > highest).any()):
+        yield "log-probs above 0, or NaN"
+    # Equal log-probs may stand in any order of ids: their logits need not have been equal.
+    if codec.ordered and bool((log_probs[:, :-1] < log_probs[:, 1:]).any()):
+        yield "entries are not in descending log-prob"
+    # Unused entries all name class 0. NumPy sorts narrow integers ten times as fast as torch.
+    nowhere = -1 - np.arange(labels.k, dtype=np.int32)
+    unused = (log_probs == -torch.inf).numpy()
+    in_order = np.sort(np.where(unused, nowhere, ids.numpy().astype(np.int32)), -1)
+    if bool((in_order[:, :-1] == in_order[:, 1:]).any()):
+        yield "a class is kept twice at one position"
+    for place, temperature in enumerate(labels.temperatures):
+        if temperature == 1.0 and labels.log_tails is not None:
+            mass = log_probs.double().exp().sum(-1) + labels.log_tails[:, place].double().exp()
+            worst = float((mass - 1).abs().max())
+            if not worst <= _MASS_TOLERANCE:
+                yield f"kept and tail mass sum to 1 ± {worst:.1e}"
+    if records.token_ids is not None:
+        offsets = records.token_offsets
+        stored = records.identity["prepared_digest"].to_pylist()
+        for row, digest in enumerate(stored):
+            if prepared_digest(records.token_ids[offsets[row] : offsets[row + 1]]) != digest:
+                key = records.identity["key"][row].as_py()
+                yield f"the token ids of key {quoted(key)} do not have their digest"

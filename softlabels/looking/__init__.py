@@ -1,0 +1,1 @@
+"""Looking at a label set: numbers from a `LabelSet`, then pages and figures of them."""

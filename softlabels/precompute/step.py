@@ -1,0 +1,147 @@
+"""Label one work unit and publish it: the step that every executor repeats, in any order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from softlabels.errors import PlanMismatchError, quoted
+from softlabels.inputs.sources import Source
+from softlabels.labelset.manifest import Receipt
+from softlabels.labelset.probes import quota
+from softlabels.labelset.probes import write as write_probes
+from softlabels.labelset.target import earlier
+from softlabels.labelset.writer import LabelSetWriter, begin
+from softlabels.precompute.job import Job
+from softlabels.precompute.label import Labeller
+from softlabels.precompute.tasks import Task
+from softlabels.precompute.unit import Labelled, Prepared, Unit
+from softlabels.progress import Seen
+
+
+@dataclass(frozen=True)
+class Step:
+    """What labels a unit, in three stages; a pure function of the unit and the plan.
+
+    Repeated, or done by two at once, it leaves what one of them published first.
+
+    Attributes:
+        source: whose rows are labelled.
+        writer: of the set.
+        labeller: of the plan.
+        finished_units: of a finished set, one that lost a shard included; None of another.
+    """
+
+    source: Source
+    writer: LabelSetWriter
+    labeller: Labeller
+    finished_units: int | None
+
+    @classmethod
+    def of(cls, job: Job, writer: LabelSetWriter) -> Step:
+        """The step of a job."""
+        keep_logits = writer.codec.logits_dtype is not None
+        labeller = Labeller(
+            job.teacher, job.selection, writer.plan, job.on_error, keep_logits=keep_logits
+        )
+        return cls(job.source, writer, labeller, writer.finished_units)
+
+    def watched(self, advance: Callable[[int, int, Seen], None], again: Callable[[], None]) -> Step:
+        """The same, which tells of every batch; see `Labeller`."""
+        return replace(self, labeller=replace(self.labeller, advance=advance, again=again))
+
+    def prepare(self, task: Task) -> Prepared | Receipt:
+        """Read and tokenise the unit's own rows; a receipt if it is published already.
+
+        Raises:
+            PlanMismatchError: it was published, and its rows are others now.
+        """
+        table = task.table
+        if table is None:
+            table = self.source.unit(task.number, self.writer.plan.unit_rows)
+        unit = Unit(task.number, table, self.source.keys(table, task.rows.start))
+        done = self.writer.receipt(task.number)
+        if done is not None:
+            check_unchanged(unit, done, self.writer)
+            return done
+        if self.finished_units is not None and task.number >= self.finished_units:
+            raise PlanMismatchError(
+                f"{self.writer.name} is finished after {self.finished_units} work units of "
+                f"{self.writer.plan.unit_rows} rows, and the data has more rows: the data became "
+                "longer. Use the data of the first run, or choose another folder"
+            )
+        return self.labeller.prepare(unit)
+
+    def label(self, task: Task, prepared: Prepared) -> Labelled:
+        """Run the teacher.
+
+        Raises:
+            LabellingError: a sample cannot be labelled and `on_error` is "raise".
+        """
+        rows = self.source.rows
+        share = quota(self.writer.plan.probes, task.rows, rows) if rows else 0
+        return self.labeller(prepared, share)
+
+    def publish(self, made: Labelled) -> Receipt:
+        """Write the shard, unless another one was first."""
+        if made.probes is not None:
+            write = partial(write_probes, probes=made.probes)
+            self.writer.publish_probes(made.summary.unit, write)
+        return self.writer.publish(made.records, made.summary)
+
+
+@contextmanager
+def begun(out: str | os.PathLike[str], job: Job) -> Iterator[LabelSetWriter]:
+    """The set, begun by this job, or by one that began with it and published its plan first.
+
+    Raises:
+        PlanMismatchError: it was begun with another recipe.
+    """
+    plan = job.plan()
+    save = getattr(job.teacher.tokenizer, "save_pretrained", None)
+    with ExitStack() as stack:
+        try:
+            writer = stack.enter_context(begin(out, plan, save_tokenizer=save))
+        except PlanMismatchError:
+            first = earlier(out)
+            if job.earlier is not None or first is None:
+                raise
+            # What each found by trial (batch_tokens, the codec's table) is the first one's now;
+            # where what was asked for differs, this is refused too.
+            plan = replace(job, earlier=first).plan()
+            writer = stack.enter_context(begin(out, plan, save_tokenizer=save))
+        yield writer
+
+
+def check_unchanged(unit: Unit, receipt: Receipt, writer: LabelSetWriter) -> None:
+    """Refuse to go on when the rows of a finished unit are not what was labelled.
+
+    Raises:
+        PlanMismatchError: naming the first key that differs.
+    """
+    columns = writer.plan.data.columns
+    digests, whole = unit.digests(columns)
+    if whole == receipt.input_digest:
+        return
+    shard = writer.shard(receipt)
+    stored: dict[Any, bytes] = {}
+    for group in range(shard.metadata.num_row_groups):
+        table = shard.read(group, ["key", "input_digest"])
+        stored |= zip(table["key"].to_pylist(), table["input_digest"].to_pylist(), strict=True)
+    for key, digest in zip(unit.keys.to_pylist(), digests, strict=True):
+        if stored.get(key, digest) != digest:
+            raise PlanMismatchError(
+                f"{writer.name}: the data changed after {receipt.path} was labelled: the sample "
+                f"with key {quoted(key)} has input digest {digest.hex()}, labelled was "
+                f"{stored[key].hex()} (columns {', '.join(columns)}). Use the data of the first "
+                "run, or choose another folder"
+            )
+    raise PlanMismatchError(
+        f"{writer.name}: the data changed after {receipt.path} was labelled: it has other keys, "
+        f"another order or another rejected sample (unit of {receipt.source_rows} rows, now "
+        f"{len(unit.table)}). Use the data of the first run, or choose another folder"
+    )

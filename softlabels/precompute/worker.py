@@ -1,0 +1,160 @@
+"""A worker: labels whatever units it is given, in a process of its own, loaded once."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+
+from softlabels.errors import InputError, TeacherError, quoted
+from softlabels.labelset.manifest import Receipt
+from softlabels.labelset.target import earlier
+from softlabels.precompute.job import Job
+from softlabels.precompute.step import Step, begun
+from softlabels.precompute.tasks import Task
+from softlabels.precompute.unit import Labelled, Prepared
+from softlabels.progress import NOTHING_SEEN, Seen
+
+# Units that a worker has at a time: while one is labelled, the other is read or written.
+IN_FLIGHT = 2
+# A unit that ended so many workers would end the next one too.
+TRIES = 3
+
+
+@dataclass(frozen=True)
+class Done:
+    """A unit is published.
+
+    Attributes:
+        number: which unit.
+        receipt: of its shard.
+        tokens, seen: of this worker's labelling; none of a unit that was there before.
+        labelled: whether it was labelled now.
+    """
+
+    number: int
+    receipt: Receipt
+    tokens: int = 0
+    seen: Seen = NOTHING_SEEN
+    labelled: bool = False
+
+
+@dataclass(frozen=True)
+class Failed:
+    """What a worker raised.
+
+    Attributes:
+        error: itself, or an error that says the same where it cannot leave its process.
+        traceback: as text.
+    """
+
+    error: Exception
+    traceback: str
+
+    @classmethod
+    def of(cls, error: Exception) -> Failed:
+        """An error, such as it arrives elsewhere."""
+        text = "".join(traceback.format_exception(error))
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:
+            error = RuntimeError(f"{type(error).__name__}: {error}")
+        return cls(error, text)
+
+    def again(self) -> Exception:
+        """The error, to be raised in the process that waited for the worker."""
+        self.error.__cause__ = InOtherProcess(self.traceback)
+        return self.error
+
+
+class InOtherProcess(Exception):
+    """Where an error comes from: the traceback of the process that raised it, as text."""
+
+
+class Worker:
+    """Labels units, one after another, and reads and writes others meanwhile.
+
+    Any thread may give it a unit. The teacher runs in one thread alone.
+
+    Args:
+        job: as `sent` made it; the plan is the set's own, or made now.
+        out: the set.
+    """
+
+    def __init__(self, job: Job, out: str) -> None:
+        self._stack = ExitStack()
+        job = replace(job, earlier=earlier(out))
+        self._writer = self._stack.enter_context(begun(out, job))
+        self._step = Step.of(job, self._writer).watched(self._advance, self._again)
+        self._labelling = self._stack.enter_context(ThreadPoolExecutor(1, "softlabels-teacher"))
+        self._tokens, self._seen = 0, NOTHING_SEEN
+
+    def __call__(self, task: Task) -> Done:
+        """Label a unit and publish it, unless it is published."""
+        found = self._step.prepare(task)
+        if isinstance(found, Receipt):
+            return Done(task.number, found)
+        made, tokens, seen = self._labelling.submit(self._label, task, found).result()
+        return Done(task.number, self._step.publish(made), tokens, seen, labelled=True)
+
+    def _label(self, task: Task, prepared: Prepared) -> tuple[Labelled, int, Seen]:
+        self._again()
+        made = self._step.label(task, prepared)
+        return made, self._tokens, self._seen
+
+    def _again(self) -> None:
+        self._tokens, self._seen = 0, NOTHING_SEEN
+
+    def _advance(self, tokens: int, _: int, seen: Seen) -> None:
+        self._tokens, self._seen = self._tokens + tokens, self._seen + seen
+
+    def close(self) -> None:
+        """End, when nothing is in work."""
+        self._stack.close()
+
+    def drop(self) -> None:
+        """Take away what is not finished, before the process ends in the middle of it."""
+        shutil.rmtree(self._writer.scratch, ignore_errors=True)
+        with suppress(OSError):  # another one is still at work in it
+            self._writer.scratch.parent.rmdir()
+
+
+def sent(job: Job, dumps: Callable[[object], bytes] = pickle.dumps) -> bytes:
+    """A job as it goes to another process, without a stream, whose rows are handed over.
+
+    Raises:
+        TeacherError, InputError: the teacher, or the data, cannot be sent.
+    """
+    job = replace(job, source=replace(job.source, stream=None))
+    try:
+        dumps(job.teacher)
+    except Exception as error:
+        raise TeacherError(
+            f"the teacher cannot be sent to another process: {_reason(error)}. Pass a model's name "
+            "or folder, or a teacher that can be pickled (of functions at the top of a module); or "
+            "label with workers=1"
+        ) from error
+    try:
+        return dumps(job)
+    except Exception as error:
+        raise InputError(
+            f"the data cannot be sent to another process: {_reason(error)}. Pass a path, a "
+            "Dataset, or rows that can be pickled; or label with workers=1"
+        ) from error
+
+
+def ended_each(task: Task, tries: int, how: str) -> str:
+    """What is said of a unit that so many workers did not survive."""
+    return (
+        f"work unit {task.number} (rows {task.rows.start} to {task.rows.stop - 1}) was given to "
+        f"{tries} workers, and each ended; the last one {how}. If the system's memory ran out, "
+        "label with fewer workers, or a smaller unit_rows or batch_tokens"
+    )
+
+
+def _reason(error: Exception) -> str:
+    return quoted(f"{type(error).__name__}: {error}", limit=300)[1:-1]

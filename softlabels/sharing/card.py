@@ -1,0 +1,151 @@
+"""README.md of a set on the Hub: YAML that `datasets` and the Hub read, and what people ask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from softlabels.labelset.card import facts, inert, meaning
+from softlabels.labelset.manifest import Totals
+from softlabels.labelset.plan import Plan
+from softlabels.sharing.command import commands
+from softlabels.sharing.licences import Licences
+from softlabels.sharing.preview import PREVIEW
+
+_SIZES = (
+    (10**3, "n<1K"),
+    (10**4, "1K<n<10K"),
+    (10**5, "10K<n<100K"),
+    (10**6, "100K<n<1M"),
+    (10**7, "1M<n<10M"),
+    (10**8, "10M<n<100M"),
+    (10**9, "100M<n<1B"),
+)
+
+
+def hub_card(
+    plan: Plan,
+    totals: Totals,
+    *,
+    repository: str,
+    licences: Licences,
+    statistics: Mapping[str, str],
+    digests: Mapping[str, str],
+) -> str:
+    """The card, from validated values only: no paths, no credentials, no markup from data.
+
+    Args:
+        repository: USER/NAME.
+        statistics: names and values for a table.
+        digests: sha256 of the plan and of the shard table.
+    """
+    parts = [
+        f"---\n{_front(plan, totals, licences)}---",
+        f"# Soft labels of {inert(plan.teacher.name)}",
+        facts(plan, totals),
+        meaning(plan),
+        *_statistics(statistics),
+        *_licences(licences),
+        _loading(repository, plan),
+        _made(plan),
+        "## Checksums",
+        "Every file's sha256 is in manifest.json or, of shards, in shards.parquet; `softlabels "
+        "pull` and `softlabels verify` check them all.",
+        "\n".join(f"- {inert(name)}: sha256 `{digest}`" for name, digest in digests.items()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+class _Quoted(str):
+    """In quotes whatever it holds: 1e3 and no are a number and false to some readers of YAML."""
+
+
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
+    """The safe one, with quotes."""
+
+
+def _in_quotes(dumper: yaml.SafeDumper, value: _Quoted) -> Any:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", str(value), style='"')
+
+
+_Dumper.add_representer(_Quoted, _in_quotes)
+
+
+def _front(plan: Plan, totals: Totals, licences: Licences) -> str:
+    split = plan.split
+
+    def config(name: str, path: str) -> dict[str, Any]:
+        files = {"split": _Quoted(split), "path": _Quoted(path)}
+        return {"config_name": name, "data_files": [files]}
+
+    front = {
+        **({"license": licences.labels} if licences.labels else {}),
+        "pretty_name": _Quoted(f"Soft labels of {plan.teacher.name}"),
+        "size_categories": [_size(totals.records)],
+        "tags": ["softlabels", "soft-labels", "knowledge-distillation"],
+        "configs": [
+            config("default", f"data/{split}-*.parquet") | {"default": True},
+            config("preview", PREVIEW),
+        ],
+    }
+    return str(yaml.dump(front, Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=1000))
+
+
+def _size(records: int) -> str:
+    return next((name for bound, name in _SIZES if records < bound), "n>1B")
+
+
+def _statistics(found: Mapping[str, str]) -> list[str]:
+    if not found:
+        return []
+    rows = "\n".join(f"| {name} | {value} |" for name, value in found.items())
+    return ["## What the teacher says", f"| | |\n|--|--|\n{rows}"]
+
+
+def _licences(licences: Licences) -> list[str]:
+    rows = {"labels": licences.labels, "teacher": licences.teacher, "data": licences.data}
+    table = "\n".join(f"| {name} | {found or 'not told'} |" for name, found in rows.items())
+    warnings = "\n".join(f"- **Note:** {warning}" for warning in licences.warnings())
+    made = ["## Licences", f"| of the | licence |\n|--|--|\n{table}"]
+    return [*made, warnings] if warnings else made
+
+
+def _loading(repository: str, plan: Plan) -> str:
+    inputs = "" if plan.store_inputs else ", data"
+    return f"""## Loading
+
+With softlabels, which fetches what is read and no more:
+
+```python
+import softlabels as sl
+
+labels = sl.LabelSet.open("hf://datasets/{repository}")
+for batch in sl.loader(labels{inputs}, batch_size=8, seed=0):
+    batch["input_ids"], batch["soft_labels"]
+```
+
+Without it, as it is stored, and a few hundred positions in plain columns:
+
+```python
+import datasets
+
+datasets.load_dataset("{repository}", split="{plan.split}", streaming=True)
+datasets.load_dataset("{repository}", "preview", split="{plan.split}")
+```"""
+
+
+def _made(plan: Plan) -> str:
+    lines = commands(plan)
+    if lines is None:
+        version = f", version {inert(plan.teacher.revision)}" if plan.teacher.revision else ""
+        engine = inert(plan.teacher.engine)
+        return (
+            f"## How it was made\n\nBy {inert(plan.teacher.name)}{version} ({engine}), which no "
+            "command line names; plan.json has every setting."
+        )
+    return (
+        "## How it was made\n\nWith every setting as plan.json has it; folders and files are "
+        f"called by their names alone.\n\n```sh\n{lines}\n```"
+    )

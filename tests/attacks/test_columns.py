@@ -1,0 +1,24 @@
+"""Thousands of columns beside those of the format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from forge import FIRST, refusals, reseal, rewrite
+
+import softlabels as sl
+
+
+def test_unknown_columns_cost_a_moment_and_are_ignored(tiny: Path, pristine: Path) -> None:
+    def more(table: Any) -> Any:
+        arrays = [*table.columns, *(pa.nulls(len(table), pa.int8()) for _ in range(2000))]
+        fields = [*table.schema, *(pa.field(f"x{n}", pa.int8()) for n in range(2000))]
+        return pa.table(arrays, schema=pa.schema(fields))
+
+    rewrite(tiny / FIRST, more)
+    reseal(tiny)
+    assert refusals(tiny) == []
+    labels, before = sl.LabelSet.open(tiny), sl.LabelSet.open(pristine)
+    assert labels[0].log_probs.equal(before[0].log_probs)
