@@ -363,6 +363,7 @@ def show_random(source: Path, *, touches: int) -> None:
             first.append(milliseconds(sl.LabelSet.open(path), i))
         for i in random.integers(len(opened), size=2 * touches).tolist():
             opened._cache.clear()
+            opened._cached_bytes = 0
             unread.append(milliseconds(opened, i))
         for i in range(len(opened)):
             opened[i]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Self
 
 import numpy as np
@@ -74,6 +76,11 @@ def sort_entries(
     if not full:
         both[~used] = np.iinfo(kind).max
     both.sort(axis=-1)
+    split = _split()
+    if split is not None and full and both.dtype == np.uint32 and codes.dtype == np.uint8:
+        first, rest, sorted_codes, largest = split(both, bits)
+        _check_gaps(largest, table)
+        return np.full(len(ids), ids.shape[1]), Gaps(first, rest), sorted_codes
     ranks = (both >> kind(bits)).astype(np.uint32)
     sorted_codes = both.astype(codes.dtype)
     gaps = np.empty_like(ranks)
@@ -86,10 +93,24 @@ def sort_entries(
     else:
         kept = np.arange(ids.shape[1]) < counts[:, None]
         gaps, sorted_codes = gaps[kept], sorted_codes[kept]
-    # Of two equal ranks the second's gap would be −1.
-    if gaps.size and int(gaps.max()) >= table.classes:
-        raise InputError("a class is kept twice at one position")
+    _check_gaps(int(gaps.max(initial=0)), table)
     return counts, Gaps.of(gaps), sorted_codes
+
+
+def _check_gaps(largest: int, table: IdTable) -> None:
+    # Of two equal ranks the second's gap would be −1.
+    if largest >= table.classes:
+        raise InputError("a class is kept twice at one position")
+
+
+@cache
+def _split() -> Callable[..., Any] | None:
+    """What takes sorted entries apart in one pass, where numba is installed."""
+    try:
+        from softlabels.codecs.gaps_numba import split
+    except (ImportError, RuntimeError):  # not installed, or nowhere to keep what it compiles
+        return None
+    return split
 
 
 def less_floor(codes: Unsigned, counts: NDArray[np.int64]) -> tuple[Unsigned, Unsigned]:
