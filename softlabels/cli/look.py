@@ -70,4 +70,3 @@ def _in_words(least: Limit | None, positions: int) -> str:
         f"{least.total:.1f} a position for ids ({least.ids:.1f}) and values ({least.values:.1f}), "
         "by their entropy"
     )
-

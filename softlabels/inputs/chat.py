@@ -17,7 +17,7 @@ def render(tokenizer: Any, messages: list[dict[str, Any]], *, answer: bool = Fal
         InputError: the template does not take it.
     """
     # Arrow fills fields that a message lacks with null; templates test whether they exist.
-    turns = [{k: v for k, v in message.items() if v is not None} for message in messages]
+    turns = [_without_nulls(message) for message in messages]
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer)
     except Exception as error:  # a template is a program: roles out of turn, a missing field, …
@@ -25,6 +25,13 @@ def render(tokenizer: Any, messages: list[dict[str, Any]], *, answer: bool = Fal
             f"the chat template does not take this conversation: {type(error).__name__}: {error}"
         ) from error
     return str(text)
+
+
+def _without_nulls(value: Any) -> Any:
+    """A value without fields, at any depth, that Arrow filled in because another row has them."""
+    if isinstance(value, dict):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
 
 
 def assistant_spans(

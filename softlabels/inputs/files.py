@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,17 @@ _READERS = {
 }
 
 
-_IN_PLACE: dict[str, Callable[[list[str]], FileRows]] = {
-    ".parquet": ParquetRows,
+_IN_PLACE: dict[str, Callable[[list[str], Sequence[str]], FileRows]] = {
+    ".parquet": lambda files, _: ParquetRows(files),
     ".jsonl": JsonLines,
 }
 
 
-def open_in_place(path: str) -> FileRows | None:
+def open_in_place(path: str, columns: Sequence[str] = ()) -> FileRows | None:
     """The rows of files that can be read where they lie; None where `open_files` has to unpack.
+
+    Args:
+        columns: those that must have a type; of others it may be unknown.
 
     Raises:
         InputError: as `open_files`.
@@ -38,9 +41,9 @@ def open_in_place(path: str) -> FileRows | None:
     files, suffix = _find(path)
     if suffix not in _IN_PLACE:
         return None
-    files = [os.path.abspath(file) for file in files if Path(file).stat().st_size]
+    files = [os.path.abspath(file) for file in _with_bytes(files)]
     not_empty(len(files))
-    rows = _IN_PLACE[suffix](files)
+    rows = _IN_PLACE[suffix](files, columns)
     not_empty(len(rows))
     return rows
 
@@ -61,7 +64,7 @@ def open_files(path: str) -> Any:
 
     builder, options = _READERS[suffix]
     # datasets, too, takes a file's name for a pattern; a file without bytes breaks its readers.
-    files = [glob.escape(file) for file in files if Path(file).stat().st_size]
+    files = [glob.escape(file) for file in _with_bytes(files)]
     not_empty(len(files))
     try:
         return datasets.load_dataset(builder, data_files=files, split="train", **options)
@@ -73,12 +76,19 @@ def open_files(path: str) -> Any:
         raise InputError(f"--data {shown} cannot be read: {reason}") from error
 
 
+def _with_bytes(files: list[str]) -> list[str]:
+    try:
+        return [file for file in files if Path(file).stat().st_size]
+    except OSError as error:  # a link to nothing
+        raise InputError(f"--data: {quoted(error, limit=4096)[1:-1]}") from None
+
+
 def _find(path: str) -> tuple[list[str], str]:
     """The files at a path, folder or glob, in order, and their kind."""
     found, shown = Path(path), quoted(path, limit=4096)
-    files = [path] if found.exists() else sorted(glob.glob(path, recursive=True))
-    if found.is_dir():
-        files = sorted(str(f) for f in found.rglob("*") if _suffix(str(f)))
+    files = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
+    if os.path.isdir(path):
+        files = sorted(str(f) for f in found.rglob("*") if _suffix(str(f)) and not f.is_dir())
     suffixes = {_suffix(file) for file in files}
     if not files or None in suffixes:
         wanted = ", ".join(_READERS)

@@ -58,7 +58,7 @@ class ParquetRows:
         for number, file in enumerate(self.files):
             with _opened(file) as opened:
                 footer = opened.metadata
-                if number == 0:
+                if not sum(rows):  # an empty file's types are often none
                     self.schema = _decoded_schema(opened.schema_arrow)
             groups += [(number, group) for group in range(footer.num_row_groups)]
             rows += [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
@@ -126,17 +126,18 @@ class JsonLines:
 
     Args:
         files: absolute paths.
+        columns: those that must have a type; others may hold what Arrow has none for.
 
     Raises:
         InputError: the first rows cannot be read.
     """
 
-    def __init__(self, files: Sequence[str]) -> None:
+    def __init__(self, files: Sequence[str], columns: Sequence[str] = ()) -> None:
         self.files = tuple(files)
         found = [_places(file) for file in self.files]
         self._places = [places for places, _ in found]
         self._starts = np.cumsum([0, *(rows for _, rows in found)], dtype=np.int64)
-        self.schema = to_table(list(self._rows(0, min(len(self), _SCHEMA_ROWS)))).schema
+        self.schema = _schema(list(self._rows(0, min(len(self), _SCHEMA_ROWS))), columns)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -180,27 +181,51 @@ class JsonLines:
         raise InputError(f"{quoted(path)} has lost rows while it was read; run it again")
 
 
+def _schema(rows: Sequence[Any], columns: Sequence[str]) -> pa.Schema:
+    """The types of all columns; null for one that is not wanted and has none."""
+    try:
+        return to_table(rows).schema
+    except InputError:
+        to_table(rows, columns)
+    fields = []
+    for name in dict.fromkeys(name for row in rows for name in row):
+        try:
+            fields.append(to_table(rows, [name]).schema.field(0))
+        except InputError:
+            fields.append(pa.field(name, pa.null()))
+    return pa.schema(fields)
+
+
 def _places(file: str) -> tuple[Int64s, int]:
     """Where every 256th row begins, in bytes, and how many rows there are."""
     places: list[Int64s] = []
     rows, begin, base, before = 0, 0, 0, b"\n"
-    with Path(file).open("rb") as opened:
-        while block := opened.read(_BLOCK_BYTES):
-            held = np.frombuffer(before + block, np.uint8)
-            ends = np.flatnonzero(held[1:] == _NEWLINE)
-            starts = np.concatenate([[begin], base + ends[:-1] + 1]) if len(ends) else ends
-            lengths = base + ends - starts
-            empty = (lengths == 0) | ((lengths == 1) & (held[ends] == _RETURN))
-            starts = starts[~empty]
-            places.append(starts[-rows % _STRIDE :: _STRIDE])
-            rows += len(starts)
-            begin = base + int(ends[-1]) + 1 if len(ends) else begin
-            base, before = base + len(block), block[-1:]
+    for block in _blocks(file):
+        held = np.frombuffer(before + block, np.uint8)
+        ends = np.flatnonzero(held[1:] == _NEWLINE)
+        starts = np.concatenate([[begin], base + ends[:-1] + 1]) if len(ends) else ends
+        lengths = base + ends - starts
+        empty = (lengths == 0) | ((lengths == 1) & (held[ends] == _RETURN))
+        starts = starts[~empty]
+        places.append(starts[-rows % _STRIDE :: _STRIDE])
+        rows += len(starts)
+        begin = base + int(ends[-1]) + 1 if len(ends) else begin
+        base, before = base + len(block), block[-1:]
     # The last line of a file may have no end.
     if base > begin and not (base - begin == 1 and before == b"\r"):
         places.append(np.asarray([begin] if rows % _STRIDE == 0 else [], np.int64))
         rows += 1
     return np.concatenate([np.empty(0, np.int64), *places]), rows
+
+
+def _blocks(file: str) -> Iterator[bytes]:
+    """A file's bytes; raises `InputError` if it cannot be read."""
+    try:
+        with Path(file).open("rb") as opened:
+            while block := opened.read(_BLOCK_BYTES):
+                yield block
+    except OSError as error:
+        raise _unreadable(file, error) from error
 
 
 def _numbers(rows: slice | list[int], count: int) -> Int64s:

@@ -236,8 +236,7 @@ def open_source(
     name, revision, split = "rows", None, None
     if isinstance(data, (str, Path)):
         name, path = name_of(str(data)), str(data)
-        found = open_in_place(path) if in_place else None
-        data = open_files(path) if found is None else found
+        data = _open_path(path, [column, *([key] if key else [])], in_place=in_place)
     elif hasattr(data, "info") and hasattr(data, "features"):
         name = getattr(data.info, "dataset_name", None) or "dataset"
         revision = str(data.info.version) if data.info.version else None
@@ -254,6 +253,30 @@ def open_source(
         limit=limit,
     )
     return Source(identity, kind, rows, schema, read, stream)
+
+
+def _open_path(path: str, columns: Sequence[str], *, in_place: bool) -> Any:
+    """Files in place, or unpacked; in place too where datasets cannot, or makes JSON of structs."""
+    found = open_in_place(path, columns) if in_place else None
+    if found is not None:
+        return found
+    try:
+        data = open_files(path)
+    except InputError:
+        found = open_in_place(path, columns)
+        if found is None:
+            raise
+        return found
+    schema = data.features.arrow_schema
+    types = [schema.field(name).type for name in columns if name in schema.names]
+    if any(_made_into_another(found) for found in types):
+        found = open_in_place(path, columns)
+    return data if found is None else found
+
+
+def _made_into_another(found: pa.DataType) -> bool:
+    """Whether datasets' reader of JSON may have made it of what JSON holds."""
+    return pa.types.is_timestamp(found) or "arrow.json" in str(found)
 
 
 def _access(data: Any, limit: int | None) -> tuple[pa.Schema, int | None, Any, Any]:
@@ -308,7 +331,7 @@ def _kind(schema: pa.Schema, column: str) -> str:
             f"there is no column {quoted(column)}; the data has "
             f"{', '.join(map(quoted, schema.names))}: name one with column= (--column)"
         )
-    found = schema.field(column).type
+    found = _type_of(schema, column)
     kind = _kind_of(found)
     if kind is None:
         raise InputError(
@@ -316,6 +339,12 @@ def _kind(schema: pa.Schema, column: str) -> str:
             "(list of integers) or messages (list of {role, content})"
         )
     return kind
+
+
+def _type_of(schema: pa.Schema, name: str) -> pa.DataType:
+    if schema.names.count(name) > 1:
+        raise InputError(f"the data has several columns {quoted(name)}; rename all but one")
+    return schema.field(name).type
 
 
 def _kind_of(found: pa.DataType) -> str | None:
@@ -340,7 +369,7 @@ def _key_type(schema: pa.Schema, key: str) -> str:
             f"{', '.join(map(quoted, schema.names))}: name one with key= (--key), or leave it out "
             "to use row numbers"
         )
-    found = schema.field(key).type
+    found = _type_of(schema, key)
     kind = _key_kind_of(found)
     if kind is None:
         raise InputError(

@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from softlabels import codecs
 from softlabels.errors import InputError
@@ -23,7 +24,7 @@ from softlabels.labelset.derived_from import Origin
 from softlabels.labelset.parallel import in_order, worker_count
 from softlabels.labelset.plan import Plan, SelectionPlan
 from softlabels.labelset.reader import LabelSet
-from softlabels.labelset.target import Out, earlier
+from softlabels.labelset.target import Out, destination, earlier
 from softlabels.labelset.writer import LabelSetWriter, begin, check_directory, check_writable
 from softlabels.progress import Tracker, shown
 from softlabels.selection import Dense, TopK
@@ -41,7 +42,7 @@ def derive(
     source: Source,
     out: Out,
     *,
-    merge: Iterable[Source] = (),
+    merge: Source | Iterable[Source] = (),
     codec: str | None = None,
     k: int | None = None,
     keys: Keys | None = None,
@@ -67,7 +68,7 @@ def derive(
     Args:
         source: a finished label set.
         out: a folder, new, empty or from an earlier run; or the URL of a prefix of an object store.
-        merge: more finished sets, appended in this order: of the same teacher, preparation,
+        merge: one or more finished sets, appended in this order: of the same teacher, preparation,
             selection, temperatures and codec, and of other samples.
         codec: as `softlabels.precompute` takes it; the source's by default.
         k: entries at each position; all of the source's by default.
@@ -96,13 +97,18 @@ def derive(
     """
     threads = worker_count(workers)
     check_directory(out)
+    if isinstance(merge, (str, os.PathLike, LabelSet)):
+        merge = [merge]  # one: a text would be taken for a list of its letters
     sets = tuple(s if isinstance(s, LabelSet) else LabelSet.open(s) for s in (source, *merge))
     check_sources(sets)
+    _check_outside(sets, out)
     kept = _entries(sets[0].plan, codec, k)
     name = _codec_name(sets[0], codec, kept, k)
     _check_shard_records(shard_records, sets, kept)
     choice = choose(sets, keys=keys, where=where, fraction=fraction, seed=seed)
     check_apart(sets, choice)
+    if name == "lossless" and kept == sets[0].plan.selection.k:
+        _check_wide_enough(sets)
     sources = Sources(sets)
     origin = sources.origin(**choice.in_plan(), shard_records=shard_records)
     check_writable(out)
@@ -167,6 +173,26 @@ def _codec_name(labels: LabelSet, codec: str | None, kept: int, k: int | None) -
             "keep the teacher's logits; lossless can be derived from lossless alone"
         )
     return name
+
+
+def _check_wide_enough(sets: Sequence[LabelSet]) -> None:
+    """Refuse where the first set's codec, which stays, cannot hold the logits of another."""
+    held = sets[0].codec.logits_dtype
+    for labels in sets[1:]:
+        kind = labels.codec.logits_dtype
+        if held is not None and kind is not None and torch.promote_types(held, kind) != held:
+            raise InputError(
+                f"{sets[0].name} keeps logits in {held}, which cannot hold those of {labels.name} "
+                f"({kind}): name that set first"
+            )
+
+
+def _check_outside(sets: Sequence[LabelSet], out: Out) -> None:
+    """Refuse a folder within a source, where it would be a stray file of that set."""
+    place = Path(destination(out).address)
+    for labels in sets:
+        if Path(labels.name).absolute() in place.parents:
+            raise InputError(f"{place} is inside the source {labels.name}: choose another folder")
 
 
 def _check_shard_records(count: int | None, sets: Sequence[LabelSet], k: int) -> None:

@@ -8,6 +8,7 @@ times; what would not is an error at once. Every wait has an end.
 from __future__ import annotations
 
 import atexit
+import importlib
 import ipaddress
 import os
 import random
@@ -93,8 +94,10 @@ def parse(url: str) -> Origin:
     except ValueError as error:
         raise InputError(f"the label set's URL is none ({error})") from None
     over_http = parts.scheme in ("http", "https")
-    if parts.password is not None or (
-        over_http and (parts.username is not None or parts.query or parts.fragment)
+    if (
+        parts.password is not None
+        or (over_http and parts.username is not None)
+        or ((over_http or parts.scheme == "hf") and (parts.query or parts.fragment))
     ):
         # Not shown: what stands there is a secret more often than not.
         raise InputError(
@@ -106,8 +109,23 @@ def parse(url: str) -> Origin:
         found = _HUB.fullmatch(url)
         if found is None:
             raise InputError(f"{quoted(url)}: expected hf://datasets/USER/NAME[@REVISION][/FOLDER]")
+        check_repository(found["repo"])
         return Hub(found["repo"], unquote(found["revision"] or "main"), found["prefix"] or "")
     return Http(url) if over_http else Fsspec(url)
+
+
+def check_repository(name: str) -> None:
+    """Raise `InputError` for what the Hub takes for no name of a repository."""
+    from huggingface_hub.errors import HFValidationError
+
+    hub: Any = importlib.import_module("huggingface_hub.utils")
+    try:
+        hub.validate_repo_id(name)
+    except HFValidationError:
+        raise InputError(
+            f"{quoted(name)} is no repository: expected USER/NAME of letters, digits, -, _ and ., "
+            "without -- or .., and none of - . .git at an end"
+        ) from None
 
 
 def persist(

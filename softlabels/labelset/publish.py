@@ -92,7 +92,8 @@ def workspace(root: Path) -> Iterator[Path]:
     It is locked while its process lives, so that what killed runs left behind can be told from
     what living ones are writing, and is removed first.
     """
-    parent = root / TEMPORARY
+    # Arrow takes a relative path such as "run:1/x" for a URL.
+    parent = root.absolute() / TEMPORARY
     with suppress(FileNotFoundError):  # there is none, or another run's end removes it now
         for left_over in list(parent.iterdir()):
             _remove_unlocked(left_over)

@@ -120,8 +120,13 @@ class LabelSet:
                 f"{root} is unfinished: it has no {layout.MANIFEST}. Run the same `softlabels "
                 "precompute` command to finish it, or open it as it is with unfinished=True"
             )
-        plan_digest = plans.digest(plan_bytes)
-        shards = receipts.finished(root, plan_digest) if finished else receipts.unfinished(root)
+        shards: Receipts | None = None
+        while not finished and shards is None:
+            with suppress(FileNotFoundError):  # a receipt: another job drops them when it finishes
+                shards = receipts.unfinished(root)
+            finished = (root / layout.MANIFEST).is_file()
+        if finished or shards is None:
+            shards = receipts.finished(root, plans.digest(plan_bytes))
         labels = cls(store, plan, shards, finished=finished)
         if not store.remote:
             labels._check_sizes()

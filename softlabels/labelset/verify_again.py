@@ -29,6 +29,8 @@ def command(plan: Plan, out: str, *, skip_errors: bool = False) -> tuple[str | N
     if plan.derived_from:
         return _derive(plan, out)
     teacher = plan.teacher
+    if teacher.engine == "imported":
+        return None, "run the same softlabels import again, with the files that it was made of"
     if teacher.engine == "callable":
         named = " ".join(filter(None, (teacher.name, teacher.revision)))
         return None, f"run the same precompute again in Python; its teacher is the callable {named}"
@@ -108,7 +110,16 @@ def _written(flags: dict[str, Any]) -> list[str]:
         if value is True:
             words.append(name)
         elif isinstance(value, tuple):
-            words += [name, *(f"{v:g}" if isinstance(v, float) else v for v in value)]
+            words += [name, *map(_word, value)]
         elif value is not None:
-            words += [name, f"{value:g}" if isinstance(value, float) else str(value)]
+            word = _word(value)
+            # Alone, it would be taken for a flag.
+            words += [f"{name}={word}"] if word.startswith("-") else [name, word]
     return words
+
+
+def _word(value: Any) -> str:
+    """As it is read back to the same value."""
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return str(value)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from softlabels.errors import InputError, quoted
+from softlabels.errors import InputError, TeacherError, quoted
 from softlabels.inputs.digests import prepared_digest
 from softlabels.inputs.prepare import prepare
 from softlabels.inputs.sources import open_source
@@ -30,6 +30,8 @@ _OF_SERVERS = (0.02, 2.0)
 _READ_ROWS = 1024
 # Of log-probs that stand for equal logits.
 _TIE = 1e-6
+# What a logit of −∞ is taken for: it is told, unlike a class that a server leaves out.
+_NEVER = -1e4
 # Of a sum of float64 probabilities.
 _ROUNDING = 1e-15
 
@@ -214,6 +216,8 @@ def _judged(
     labels: LabelSet, stored: SoftLabels, kept: SoftLabels, now: SoftLabels | Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     assert len(stored) == len(kept)
+    if (now if isinstance(now, Tensor) else now.log_probs).isnan().any():
+        raise TeacherError("the teacher gives NaN for a sample of the set: it is not compared")
     return _kl(stored, now), _kl(_written(labels, kept), now), _agree(stored, now)
 
 
@@ -243,7 +247,7 @@ def _written(labels: LabelSet, kept: SoftLabels) -> SoftLabels:
 def _log_probs(now: SoftLabels | Tensor, ids: Tensor) -> Tensor:
     """What the teacher gives some classes now, (P, k) float64; −∞ where it does not tell."""
     if isinstance(now, Tensor):
-        return now.gather(-1, ids)
+        return now.gather(-1, ids).clamp(min=_NEVER)
     told = now.log_probs_at(1.0).double()
     hit = ids[:, :, None] == now.ids[:, None, :]
     return told[:, None, :].masked_fill(~hit, -torch.inf).amax(-1)

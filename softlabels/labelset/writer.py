@@ -141,19 +141,23 @@ class LabelSetWriter:
             self._keep(made)
         return made
 
-    def finish(self, units: int) -> Manifest:
+    def finish(self, units: int, source_rows: int | None = None) -> Manifest:
         """Check keys, write the tables and the card, and the manifest last.
 
         Args:
             units: how many there are; every one is published.
+            source_rows: what they hold together; None where it is not known.
 
         Raises:
+            PlanMismatchError: they hold another number of rows: ranks had different data.
             DuplicateKeyError: a stream brought a key twice; the set stays unfinished.
         """
         if (data := self._target.read(layout.MANIFEST)) is not None:
             # By an earlier run, or by another job while this one was at work.
             self._target.drop(layout.RECEIPTS)
-            return manifest.parse(data, where=f"{self.name}/{layout.MANIFEST}")
+            found = manifest.parse(data, where=f"{self.name}/{layout.MANIFEST}")
+            self._check_rows(found.totals.source_rows, source_rows)
+            return found
         self._target.look_ahead()
         with disk_errors(self._target):
             made = in_order(self._settled, range(units), workers=self._target.workers)
@@ -164,6 +168,7 @@ class LabelSetWriter:
                 key_type=self.schema.field("key").type,
                 open_shard=self.shard,
             )
+            self._check_rows(tables.totals.source_rows, source_rows)
             digests = {}
             for name in tables.names:
                 digests[name] = file_sha256(self.scratch / name)
@@ -181,6 +186,14 @@ class LabelSetWriter:
             self._replace(layout.MANIFEST, finished.to_bytes())
         self._target.drop(layout.RECEIPTS)
         return finished
+
+    def _check_rows(self, labelled: int, there: int | None) -> None:
+        if there is not None and labelled != there:
+            raise PlanMismatchError(
+                f"{self.name}: its work units hold {labelled} rows, the data {there}: the data "
+                "changed after another rank labelled its share. Use the data of the first run, or "
+                "choose another folder"
+            )
 
     def missing(self, units: int) -> int:
         """How many of so many units are not published."""

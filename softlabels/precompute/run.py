@@ -184,7 +184,7 @@ def _label_here(job: Job, out: Out, tasks: Tasks, share: Share, tracker: Tracker
                     continue
                 tracker.start(len(task.rows))
                 written.put(step.label(task, found))
-        return _finish(writer, tasks.units, share)
+        return _finish(writer, tasks, share)
 
 
 def _prepared(step: Step, tasks: Tasks) -> Iterator[tuple[Task, Prepared | Receipt]]:
@@ -213,7 +213,7 @@ def _label_elsewhere(
             "path"
         )
     with begin(out, plan, save_tokenizer=None) as writer:
-        return _finish(writer, tasks.units, share)
+        return _finish(writer, tasks, share)
 
 
 def _track(tracker: Tracker, unit: Done, rows: int) -> None:
@@ -229,14 +229,16 @@ def _track(tracker: Tracker, unit: Done, rows: int) -> None:
     )
 
 
-def _finish(writer: LabelSetWriter, units: int, share: Share) -> int:
+def _finish(writer: LabelSetWriter, tasks: Tasks, share: Share) -> int:
     """Finish the set if all units are there; returns how many are not."""
+    units = tasks.units
     writer.check_no_more_than(units)
     if share.world_size > 1 and not writer.is_finished:
         missing = writer.missing(units)
-        if missing:
+        # If it was finished meanwhile, receipts that were just rebuilt go when it is again.
+        if missing and not writer.is_finished:
             return missing
-    writer.finish(units)
+    writer.finish(units, tasks.source_rows)
     return 0
 
 

@@ -77,11 +77,13 @@ class Tasks:
 
     Attributes:
         units: of all shares; of a stream, those that were walked past so far.
+        source_rows: likewise.
     """
 
     def __init__(self, source: Source, unit_rows: int, share: Share) -> None:
         self._source, self._unit_rows, self._share = source, unit_rows, share
-        self.units = 0 if source.rows is None else -(-source.rows // unit_rows)
+        self.source_rows = source.rows or 0
+        self.units = -(-self.source_rows // unit_rows)
 
     @property
     def rows(self) -> int | None:
@@ -106,6 +108,6 @@ class Tasks:
         row = 0
         for table in self._source.units(self._unit_rows):
             number, rows = self.units, range(row, row + len(table))
-            self.units, row = number + 1, rows.stop
+            self.units, self.source_rows, row = number + 1, rows.stop, rows.stop
             if number % self._share.world_size == self._share.rank:
                 yield Task(number, rows, table)

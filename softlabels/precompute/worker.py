@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 
-from softlabels.errors import InputError, TeacherError, quoted
+from softlabels.errors import InputError, LabellingError, TeacherError, quoted
 from softlabels.labelset.manifest import Receipt
 from softlabels.labelset.target import earlier
 from softlabels.precompute.job import Job
@@ -56,9 +56,11 @@ class Failed:
     traceback: str
 
     @classmethod
-    def of(cls, error: Exception) -> Failed:
+    def of(cls, error: BaseException) -> Failed:
         """An error, such as it arrives elsewhere."""
         text = "".join(traceback.format_exception(error))
+        if not isinstance(error, Exception):
+            return cls(LabellingError(f"a worker raised {_reason(error)}"), text)
         try:
             pickle.loads(pickle.dumps(error))
         except Exception:
@@ -156,5 +158,5 @@ def ended_each(task: Task, tries: int, how: str) -> str:
     )
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     return quoted(f"{type(error).__name__}: {error}", limit=300)[1:-1]

@@ -187,7 +187,7 @@ def _work(pipe: Connection, job: bytes, out: str, threads: int) -> None:
     def answer(task: Task) -> None:
         try:
             made: Done | Failed = worker(task)
-        except Exception as error:
+        except BaseException as error:  # SystemExit, a panic of Rust: nobody else would tell
             made = Failed.of(error)
         with sending, suppress(OSError):
             pipe.send(made)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from softlabels.errors import InputError, RemoteError, SoftLabelsError, quoted
+from softlabels.labelset.origin import check_repository
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _AGAIN = "run the same command again: what was sent is not sent again"
@@ -17,6 +18,7 @@ def repository_name(name: str) -> str:
     """USER/NAME; raises `InputError` for anything else."""
     if not _REPOSITORY.fullmatch(name):
         raise InputError(f"{quoted(name)} is no repository; expected USER/NAME")
+    check_repository(name)
     return name
 
 

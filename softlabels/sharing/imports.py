@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from softlabels.errors import InputError
+from softlabels.errors import InputError, PlanMismatchError
 from softlabels.inputs.prepare import Preparation
 from softlabels.inputs.sources import DataIdentity
 from softlabels.inputs.tokenizer import identify
@@ -104,6 +104,8 @@ def import_set(
     check_directory(root)
     check_writable(root)
     classes = origin.classes or source.classes
+    if k is not None and not 1 <= k <= (classes or k):
+        raise InputError(f"k is {k}; it must be from 1 to the number of classes, {classes}")
     if classes is None:
         raise InputError("how many classes the teacher has is not told; pass classes= (--classes)")
     pilot = list(itertools.islice(source.read(), _PILOT))
@@ -121,8 +123,15 @@ def import_set(
     with begin(root, plan, save_tokenizer=save) as writer:
         units = 0
         for units, (first, rows) in enumerate(_units(source.read()), 1):
-            if writer.receipt(units - 1) is None:
+            done = writer.receipt(units - 1)
+            if done is None:
                 _publish(writer, units - 1, first, rows, rules, on_error)
+            elif done.input_digest != rows_digest(rows, _keys(rows, first), rules):
+                raise PlanMismatchError(
+                    f"{root}: the samples from row {first} on are not those that {done.path} was "
+                    "imported from, or were imported with other settings (shift, rescale, k, "
+                    "keys). Import them as before, or choose another folder"
+                )
         writer.check_no_more_than(units)
         writer.finish(units)
     return Imported(LabelSet.open(root), alignment, tuple(_notes(records.labels)))
@@ -214,7 +223,7 @@ def _publish(
     summary = UnitSummary(
         unit=unit,
         source_rows=len(rows),
-        input_digest=rows_digest(rows, keys),
+        input_digest=rows_digest(rows, keys, rules),
         rejects=tuple(rejects),
     )
     records = records_of(good, good_keys, rules, key_type=writer.plan.data.key_type)

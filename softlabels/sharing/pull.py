@@ -77,6 +77,7 @@ def pull(source: str, out: str | os.PathLike[str]) -> Pulled:
         fetched = [*_small_files(remote, root, scratch, found)]
         fetch = partial(_shard, remote, root, scratch)
         shards = receipts.finished(remote.root, found.plan_sha256)
+        _check_no_others(root, {path.rpartition("/")[2] for path in shards.texts("path")})
         for sizes in in_order(fetch, shards, workers=_WORKERS):
             fetched += sizes
         (scratch / layout.MANIFEST).write_bytes(data)
@@ -103,6 +104,17 @@ def _check_same(root: Path, found: Manifest) -> None:
         raise PlanMismatchError(
             f"{root} holds a label set that is being made here; choose another folder"
         )
+
+
+def _check_no_others(root: Path, names: set[str]) -> None:
+    """Refuse shards of another revision, left by a pull that was cut off; others read them too."""
+    for folder in (layout.DATA, layout.PROBES):
+        for file in sorted((root / folder).glob("*")):
+            if file.name not in names:
+                raise PlanMismatchError(
+                    f"{file} is there and is no file of the set: another revision was pulled "
+                    "before; choose another folder, or remove it"
+                )
 
 
 def _small_files(remote: Store, root: Path, scratch: Path, found: Manifest) -> Iterator[int]:

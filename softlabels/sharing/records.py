@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 import torch
+import xxhash
 from torch import Tensor
 
 from softlabels.errors import InputError
@@ -70,9 +71,18 @@ def check(sample: Sample, rules: Rules) -> None:
         raise InputError(f"{sample.where}: {found}")
 
 
-def rows_digest(samples: Sequence[Sample], keys: Sequence[str | int]) -> str:
-    """Of a unit's rows."""
-    return unit_digest(keys, input_digests(_tokens(samples), [TOKENS]))
+def rows_digest(samples: Sequence[Sample], keys: Sequence[str | int], rules: Rules) -> str:
+    """Of a unit's rows, their labels and what becomes of them."""
+    tokens = input_digests(_tokens(samples), [TOKENS])
+    return unit_digest(keys, [_digest(*one, rules) for one in zip(tokens, samples, strict=True)])
+
+
+def _digest(tokens: bytes, sample: Sample, rules: Rules) -> bytes:
+    found = xxhash.xxh3_64(tokens)
+    found.update(repr((rules.shift, rules.rounding, sample.ids.shape)).encode())
+    for values, kind in ((sample.positions, "<i8"), (sample.ids, "<i8"), (sample.log_probs, "<f4")):
+        found.update(np.ascontiguousarray(values, kind).tobytes())
+    return found.digest()
 
 
 def records_of(
@@ -109,7 +119,11 @@ def _tokens(samples: Sequence[Sample]) -> pa.Table:
 
 def _identity(samples: Sequence[Sample], keys: Sequence[str | int], key_type: str) -> pa.Table:
     try:
-        key = pa.array(keys, pa.string() if key_type == "string" else pa.int64())
+        # Inferred first: told the type, Arrow makes numbers of floats.
+        key = pa.array(keys)
+        if len(key) and pa.types.is_integer(key.type) != (key_type == "int64"):
+            raise pa.ArrowInvalid(f"found {key.type}")
+        key = key.cast(pa.string() if key_type == "string" else pa.int64())
     except (pa.ArrowException, OverflowError) as error:
         raise InputError(f"the keys are not all {key_type}: {error}") from None
     zeros = pa.array(np.zeros(len(samples), np.int32))
