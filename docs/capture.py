@@ -21,7 +21,13 @@ COMMAND = "softlabels show runs/quickstart/labels for --start 11 --positions 14 
 
 def main() -> None:
     root = Path(__file__).parents[1]
-    environment = {**os.environ, "COLUMNS": str(WIDTH), "FORCE_COLOR": "1", "TERM": "xterm"}
+    terminal = {
+        "COLUMNS": str(WIDTH),
+        "FORCE_COLOR": "1",
+        "TERM": "xterm",
+        "COLORTERM": "truecolor",
+    }
+    environment = os.environ | terminal
     words = [str(Path(sys.executable).parent / "softlabels"), *shlex.split(COMMAND)[1:]]
     shown = subprocess.run(
         words, env=environment, cwd=root, check=True, capture_output=True, text=True

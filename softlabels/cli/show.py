@@ -102,7 +102,7 @@ def _coloured(found: Shown, decode: Decode) -> Text:
 
 
 def _legend() -> Text:
-    text = Text("surprise in nats: ", "dim")
+    text = Text.assemble(("surprise in nats: ", "dim"))
     for words, style in zip(level_words(), _STYLES, strict=True):
         text.append(f" {words} ", style or "dim")
     return text
