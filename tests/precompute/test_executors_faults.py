@@ -34,7 +34,7 @@ def test_ranks_that_saw_other_data_do_not_finish_a_set(
     rows = [{"id": str(i), "ids": [1, 2, 3]} for i in range(12)]
     out = tmp_path / "labels"
     precompute(out, rows[:first], unit_rows=4, rank=0, world_size=2)
-    with pytest.raises(PlanMismatchError, match=f"hold 10 rows, the data {then}|10 rows|12 rows"):
+    with pytest.raises(PlanMismatchError, match=f"hold {first} rows, the data {then}:"):
         precompute(out, rows[:then], unit_rows=4, rank=1, world_size=2)
     assert not (out / "manifest.json").exists()
 
