@@ -5,7 +5,7 @@
 label: a Llama of the shape of Llama-3.1-8B with random weights in bfloat16 labels records of 512
 random tokens, k = 64 at T = 1, 2 and 4. The job reads, labels, encodes, writes and checks, its plan
 made before; the teacher alone runs the same batches, its head over the same chunks of rows, and
-keeps nothing. Both in turn, of one unit and of three: what a further unit costs leaves out what a
+keeps nothing. Both in turn, of one unit and of many: what a further unit costs leaves out what a
 job does once, as writing its last unit while no teacher is at work.
 
 unpack: positions a second of `LabelSet.take`, on the CPU and on the device, from records in random
@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", default=["label", "unpack"])
     parser.add_argument("--quick", action="store_true", help="a small teacher, one pair")
     parser.add_argument("--pairs", type=int, default=3, help="runs of the job and of the teacher")
+    parser.add_argument("--units", type=int, default=12, help="of the longer job")
     parser.add_argument("--device", default="cuda")
     args = parser.parse_args()
     if args.device != "cpu":
@@ -103,8 +104,9 @@ def random_llama(shape: dict[str, int], device: str) -> Random:
 
 def label(root: Path, args: argparse.Namespace) -> None:
     shape, unit, pairs = (SMALL, 8, 1) if args.quick else (SHAPE, 128, args.pairs)
+    units = 3 if args.quick else args.units
     teacher = random_llama(shape, args.device)
-    few, many = unit, 3 * unit
+    few, many = unit, units * unit
     tokens = np.random.default_rng(0).integers(shape["vocab_size"], size=(many, LENGTH))
     rows = [{"id": f"{i}", "ids": ids.tolist()} for i, ids in enumerate(tokens)]
     job = partial(
@@ -119,15 +121,18 @@ def label(root: Path, args: argparse.Namespace) -> None:
     contestants = {
         "the teacher": partial(bare, teacher, of_few),
         "the job": partial(again, job, rows[:few], root),
-        "the teacher, three units": partial(bare, teacher, [inputs for _, inputs in batches]),
-        "the job, three units": partial(again, job, rows, root),
+        "the teacher, many units": partial(bare, teacher, [inputs for _, inputs in batches]),
+        "the job, many units": partial(again, job, rows, root),
     }
     taken = interleaved(contestants, pairs=pairs)
     alone, whole, alone_of_many, whole_of_many = (np.array(taken[name]) for name in contestants)
-    further = (alone_of_many - alone) / 2, (whole_of_many - whole) / 2
+    further = (
+        (alone_of_many - alone) / (units - 1),
+        (whole_of_many - whole) / (units - 1),
+    )
     table = [
         line("one unit", unit * LENGTH, alone, whole),
-        line("three units", many * LENGTH, alone_of_many, whole_of_many),
+        line(f"{units} units", many * LENGTH, alone_of_many, whole_of_many),
         line("a further unit", unit * LENGTH, *further),
     ]
     print(

@@ -1,4 +1,4 @@
-"""Memory for large results that live for one batch."""
+"""Memory for large results that live for one batch, and the way to a device."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import DTypeLike, NDArray
 
 
@@ -20,3 +21,10 @@ def empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     kind = np.dtype(dtype)
     buffer = pa.allocate_buffer(math.prod(shape) * kind.itemsize)
     return np.frombuffer(buffer, kind).reshape(shape)
+
+
+def sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Values of the CPU on a device. Nobody waits for CUDA's own work, as a plain copy would."""
+    if device.type != "cuda" or values.device.type != "cpu":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)

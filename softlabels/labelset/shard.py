@@ -9,6 +9,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 import xxhash
 
 from softlabels.codecs import Codec
 from softlabels.errors import CorruptShardError, quoted
 from softlabels.labelset.cache import Piece, SparseFile
 from softlabels.labelset.manifest import Receipt
+from softlabels.labelset.parallel import in_order
 from softlabels.labelset.records import Records, check_columns, from_table, to_table
 
 # Smaller row groups cost compression and speed; larger ones cost memory per random lookup.
 ROW_GROUP_POSITIONS = 16_384
+_MOST_THREADS, _ENTRIES_AT_A_TIME = 4, 1 << 25
 _META = "softlabels."
 _MAGIC_AND_LENGTH = 8
 _REPAIR = (
@@ -80,8 +84,9 @@ def write(
         write_page_checksum=True,
         use_content_defined_chunking=True,
     ) as writer:
-        for start, stop in _row_groups(records):
-            table = to_table(records.slice(start, stop), schema, codec)
+        parts = (records.slice(start, stop) for start, stop in _row_groups(records))
+        encode = partial(to_table, wanted_schema=schema, codec=codec)
+        for table in in_order(encode, parts, workers=_threads(records)):
             writer.write_table(table, row_group_size=max(1, len(table)))
         ends = [0, len(records) - 1] if len(records) else []
         first_last = [[records.identity.column(c)[i].as_py() for c in _KEY] for i in ends]
@@ -107,6 +112,16 @@ def _leaves(schema: pa.Schema) -> list[str]:
 
 
 _KEY = ("key", "part", "view")
+
+
+def _threads(records: Records) -> int:
+    """How many row groups are encoded or decoded at a time.
+
+    The last unit of a job is written while no teacher runs; before, the teacher needs the cores.
+    """
+    entries = records.labels.ids.numel() // max(1, len(records.labels)) * ROW_GROUP_POSITIONS
+    some = min(_MOST_THREADS, torch.get_num_threads() // 2)
+    return max(1, min(some, _ENTRIES_AT_A_TIME // max(1, entries)))
 
 
 def _row_groups(records: Records) -> Iterable[tuple[int, int]]:

@@ -19,8 +19,9 @@ from softlabels.labels import SoftLabels
 from softlabels.labelset.plan import Plan
 from softlabels.labelset.probes import choose
 from softlabels.labelset.shard import UnitSummary
+from softlabels.memory import sent
 from softlabels.precompute.batches import bucketed, packed, padded, rows_of_many
-from softlabels.precompute.room import Coming, Dense, Room, sent
+from softlabels.precompute.room import Coming, Dense, Room
 from softlabels.precompute.unit import (
     Labelled,
     Prepared,

@@ -90,13 +90,6 @@ class Room:
         return ~self.labels.log_probs.isnan().any(-1)
 
 
-def sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Values of the CPU on a device. Nobody waits for CUDA's own work, as a plain copy would."""
-    if device.type != "cuda":
-        return values.to(device)
-    return values.pin_memory().to(device, non_blocking=True)
-
-
 class Coming:
     """Labels on their way from the teacher's device to the CPU.
 

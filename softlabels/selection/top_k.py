@@ -99,6 +99,8 @@ class TopK:
         kept = torch.stack([torch.logsumexp(values / t, -1) for t in at], -1)
         # unkept − total would lose a small kept mass, which is read back as 1 − tail.
         tails = logsigmoid(unkept - kept)
+        # Column by column: a list of numbers as an index is copied to a device, which is waited for.
+        stored = [tails[:, at.index(t)] for t in temperatures]
         one = at.index(1.0)
         logsumexp = torch.logaddexp(unkept[:, one], kept[:, one])
         hard = logits.gather(-1, hard_labels.clamp(min=0).unsqueeze(-1)).squeeze(-1).float()
@@ -107,7 +109,7 @@ class TopK:
             log_probs=values - logsumexp.unsqueeze(-1),
             logits=values.to(narrow),
             logsumexp=logsumexp,
-            log_tails=tails[:, [at.index(t) for t in temperatures]] if temperatures else None,
+            log_tails=torch.stack(stored, -1) if stored else None,
             temperatures=tuple(temperatures),
             hard_log_probs=(hard - logsumexp).masked_fill(hard_labels < 0, math.nan),
             classes=classes,

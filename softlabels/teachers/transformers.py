@@ -14,6 +14,7 @@ import transformers
 from torch import Tensor, nn
 
 from softlabels.errors import TeacherError, quoted
+from softlabels.memory import sent
 from softlabels.teachers.checkpoint import (
     Checkpoint,
     Loading,
@@ -232,23 +233,26 @@ class Pretrained:
             # Decoders that classify take the last token that is not this one.
             input_ids = input_ids.masked_fill(padding, pad)
         return {
-            "input_ids": input_ids.to(self.device),
-            "attention_mask": (~padding).long().to(self.device),
+            "input_ids": sent(input_ids, self.device),
+            "attention_mask": sent((~padding).long(), self.device),
         }
 
     def _answers(self, inputs: dict[str, Tensor], wanted: Tensor) -> Iterator[Tensor]:
         """The wanted rows of logits, (rows, V), a few at a time."""
-        wanted = wanted.to(self.device)
+        # By number and not by mask, whose count a device would have to be waited for.
+        columns = 1 if self.positions == "first" else wanted.shape[1]
+        places = sent(wanted[:, :columns].flatten().nonzero().squeeze(1), self.device)
         if self.positions == "first":
             logits = self._whole(**inputs, **self._no_cache).logits
             self._check_width(logits)
-            yield logits[wanted[:, 0]]
+            yield logits[places]
         elif self._head_is_separate:
             hidden = self._body(**inputs, **self._no_cache).last_hidden_state
-            for rows in hidden[wanted].split(self._rows):
+            for rows in hidden.flatten(0, 1)[places].split(self._rows):
                 yield apply_head(self.model, rows)
         else:
-            yield from self._whole(**inputs, **self._no_cache).logits[wanted].split(self._rows)
+            logits = self._whole(**inputs, **self._no_cache).logits
+            yield from logits.flatten(0, 1)[places].split(self._rows)
 
     @cached_property
     def _no_cache(self) -> dict[str, bool]:
@@ -371,8 +375,8 @@ class CausalLM(Pretrained):
         # transformers tells records apart by positions that do not go on, and only where there is
         # no attention mask. So each padding token is a record, at a position that every model has.
         return {
-            "input_ids": input_ids.to(self.device),
-            "position_ids": position_ids.masked_fill(padding, 0).to(self.device),
+            "input_ids": sent(input_ids, self.device),
+            "position_ids": sent(position_ids.masked_fill(padding, 0), self.device),
         }
 
     @cached_property
