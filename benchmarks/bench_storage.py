@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 import torch
 import xxhash
 from storage_fidelity import AddedKL, added_kl, dense_probes, draw
-from storage_peers import GROUP, Bounds, Entries, Peer, peers
+from storage_peers import GROUP, Bounds, Entries, NestedLists, Peer, peers
 from timing import interleaved_medians, machine, markdown
 
 import softlabels as sl
@@ -278,6 +278,7 @@ def show_speed(bench: Bench, *, runs: int) -> None:
         compact = bench.ours("compact", k)
         contestants: list[Peer | Ours] = [compact, *peers(k, bench.classes)]
         if k in (64, 16):
+            contestants.append(NestedLists("datasets, nested lists as NumPy", form="numpy"))
             contestants.append(replace(compact, name="compact, NumPy alone", engine=unpack_numpy))
             contestants += [bench.ours(name, k) for name in CODECS if name != "compact"]
         rows += speeds(bench, contestants, bench.top(k), runs=runs)

@@ -26,7 +26,8 @@ from softlabels.codecs.curves import (
     code_weights,
 )
 from softlabels.codecs.planes import Opened, misfit
-from softlabels.codecs.ranks import LARGE, beyond
+from softlabels.codecs.ranks import beyond
+from softlabels.codecs.steps_numba import steps
 from softlabels.codecs.unpack_numpy import Bytes, Floats, Int64s, Uint32s
 from softlabels.memory import empty
 
@@ -135,13 +136,13 @@ def _unpack(
         counts = _counts(rest[4 * positions :], positions, k, ragged)
         if counts.sum() != entries or (counts > k).any():
             return _MISFIT
-        if not _steps(data[:entries], data[entries:at], large, of_rests, scratch):
+        if not steps(data[:entries], data[entries:at], large, of_rests, scratch):
             return _BEYOND
-        totals = np.empty(positions, np.int64)
-        if not _ids(scratch[0], codes, counts, floors, (of_rank, weights), ids[row:stop], totals):
+        if not _ids(scratch[0], counts, of_rank, ids[row:stop]):
             return _BEYOND
-        shifts = _shifts(totals, planes[whole * positions :], log_kept)
-        _log_probs(codes, counts, floors, logs, shifts, log_probs[row:stop])
+        totals = _logs(codes, counts, floors, (weights, logs), log_probs[row:stop])
+        kept = planes[whole * positions :][:positions]
+        _shift(totals, counts, log_kept[kept], log_probs[row:stop])
         for tail in range(tails):
             plane = planes[tail * positions :][:positions]
             for i in range(positions):
@@ -160,87 +161,57 @@ def _counts(planes: Bytes, positions: int, k: int, ragged: int) -> Int64s:
 
 
 @_compiled
-def _steps(
-    first: Bytes, rests: Bytes, large: int, of_rests: int, scratch: tuple[Uint32s, Uint32s, Uint32s]
-) -> bool:
-    # From each rank to the next. Large gaps are as if at random: to find them without a branch, and
-    # then to add their rests, takes three quarters of the time of one loop with both.
-    steps, where, rest = scratch
-    for i in range(len(first)):
-        steps[i] = np.uint32(first[i]) + np.uint32(1)
-    if of_rests:
-        found = np.uint64(0)
-        for i in range(len(first)):
-            where[found] = np.uint32(i)
-            found += np.uint64(1) if first[i] == LARGE else np.uint64(0)
-        if np.int64(found) != large:
-            return False
-        for i in range(large):
-            rest[i] = np.uint32(rests[i])
-        for byte in range(1, of_rests):
-            plane, shift = rests[byte * large :][:large], np.uint32(8 * byte)
-            for i in range(large):
-                rest[i] |= np.uint32(plane[i]) << shift
-        for i in range(large):
-            steps[where[i]] += rest[i]
-    return True
-
-
-@_compiled
-def _ids(
-    steps: Uint32s,
-    codes: Bytes,
-    counts: Int64s,
-    floors: Bytes,
-    tables: tuple[Uint32s, Int64s],
-    out: Int64s,
-    totals: Int64s,
-) -> bool:
+def _ids(taken: Uint32s, counts: Int64s, of_rank: Uint32s, out: Int64s) -> bool:
     # Unsigned, and slices of one position: indices that might count from the end, and indexing the
-    # whole arrays, cost half as much again. The totals of the values are almost free here.
-    of_rank, weights = tables
+    # whole arrays, cost half as much again.
     classes, at = np.uint64(len(of_rank)), 0
     for row in range(len(counts)):
-        taken, held = steps[at : at + counts[row]], codes[at : at + counts[row]]
-        found, weight = out[row], weights[np.int64(floors[row]) :]
+        held, found = taken[at : at + counts[row]], out[row]
         ranks = np.uint64(0)
-        for i in range(len(taken)):
-            ranks += np.uint64(taken[i])
+        for i in range(len(held)):
+            ranks += np.uint64(held[i])
         if ranks > classes:  # ranks ascend: the last one is the largest
             return False
-        rank, total = np.uint64(0) - np.uint64(1), np.int64(0)
-        for i in range(len(taken)):
-            rank += np.uint64(taken[i])
+        rank = np.uint64(0) - np.uint64(1)
+        for i in range(len(held)):
+            rank += np.uint64(held[i])
             found[i] = of_rank[rank]
-            total += weight[held[i]]
-        found[len(taken) :] = 0
-        totals[row] = total
+        found[len(held) :] = 0
         at += counts[row]
     return True
 
 
 @_compiled
-def _shifts(totals: Int64s, kept: Bytes, log_kept: NDArray[np.float64]) -> Floats:
+def _logs(
+    codes: Bytes, counts: Int64s, floors: Bytes, tables: tuple[Int64s, Floats], out: Floats
+) -> Int64s:
+    # Of the values, and what they sum to. In a loop with the ids the sums take half as much again.
+    weights, logs = tables
+    totals, at = np.empty(len(counts), np.int64), 0
+    for row in range(len(counts)):
+        held, found = codes[at : at + counts[row]], out[row]
+        weight, log = weights[np.int64(floors[row]) :], logs[np.int64(floors[row]) :]
+        total = np.int64(0)
+        for i in range(len(held)):
+            total += weight[held[i]]
+            found[i] = log[held[i]]
+        totals[row] = total
+        at += counts[row]
+    return totals
+
+
+@_compiled
+def _shift(totals: Int64s, counts: Int64s, log_kept: NDArray[np.float64], out: Floats) -> None:
     # As `unpack_numpy.shifts`; all at once, since loops around a logarithm wait for it.
     shifts = np.empty(len(totals), np.float32)
     for row in range(len(totals)):
         log_sum = np.log(max(totals[row], np.int64(1)) / 2.0**WEIGHT_BITS)
-        shifts[row] = np.float32(log_kept[kept[row]] - log_sum)
-    return shifts
-
-
-@_compiled
-def _log_probs(
-    codes: Bytes, counts: Int64s, floors: Bytes, logs: Floats, shifts: Floats, out: Floats
-) -> None:
-    at = 0
-    for row in range(len(counts)):
-        held, found = codes[at : at + counts[row]], out[row]
-        log, shift = logs[np.int64(floors[row]) :], shifts[row]
-        for i in range(len(held)):
-            found[i] = log[held[i]] + shift
-        found[len(held) :] = -np.inf
-        at += counts[row]
+        shifts[row] = np.float32(log_kept[row] - log_sum)
+    for row in range(len(totals)):
+        found, shift = out[row], shifts[row]
+        for i in range(len(found)):
+            found[i] += shift
+        found[counts[row] :] = -np.inf
 
 
 @_compiled

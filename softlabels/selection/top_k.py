@@ -99,7 +99,7 @@ class TopK:
         kept = torch.stack([torch.logsumexp(values / t, -1) for t in at], -1)
         # unkept − total would lose a small kept mass, which is read back as 1 − tail.
         tails = logsigmoid(unkept - kept)
-        # Column by column: a list of numbers as an index is copied to a device, which is waited for.
+        # One by one: a list of numbers as an index is copied to a device, which is waited for.
         stored = [tails[:, at.index(t)] for t in temperatures]
         one = at.index(1.0)
         logsumexp = torch.logaddexp(unkept[:, one], kept[:, one])

@@ -63,6 +63,21 @@ def test_every_engine_gives_the_ids_of_the_obvious_one(given_: tuple[list[list[i
         assert np.array_equal(np.asarray(found), wanted), engine.__name__
 
 
+@pytest.mark.parametrize("classes", [49_152, 1 << 16, (1 << 16) + 1])
+@pytest.mark.parametrize("k", [1, 3, 4, 16, 64, 70])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_numpy_sums_gaps_of_few_classes_in_sixteen_bits(classes: int, k: int, ragged: bool) -> None:
+    random = np.random.default_rng(k)
+    ranks = np.sort([random.choice(classes, k, replace=False) for _ in range(2500)], axis=1)
+    ranks[0, -1] = classes - 1
+    used = np.arange(k) < random.integers(0 if ragged else k, k + 1, size=(len(ranks), 1))
+    gaps = np.diff(ranks, axis=1, prepend=-1)[used] - 1
+    flat, starts = Gaps.of(gaps.astype(np.uint32)), np.append(0, np.cumsum(used.sum(1)))
+    of_rank = random.permutation(classes)
+    found = unpack_numpy.ids(flat.first, flat.rest, starts, k, of_rank=of_rank)
+    assert np.array_equal(found, np.where(used, of_rank[ranks], 0))
+
+
 @given(positions(), st.booleans())
 @settings(deadline=None)
 def test_every_engine_gives_equal_log_probs(
@@ -109,6 +124,26 @@ def test_a_rank_beyond_the_classes_is_found(engine: ModuleType, gaps: list[int])
     arrays = (of(engine, a) for a in (flat.first, flat.rest, np.asarray([0, len(gaps)])))
     with pytest.raises(CorruptShardError, match="beyond the classes"):
         engine.ids(*arrays, 2, of_rank=of(engine, np.arange(10)))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "gaps",
+    [
+        [0, 65_535, 0, 0],  # the second step is 2¹⁶
+        [40_000, 40_000, 0, 0],  # 2¹⁶ is passed, and no class reached again
+        [9, 9, 9, 65_509],
+        [60_000] * 4 + [5] * 4,
+        [0] * 7 + [65_500],
+        [30_000, 30_000, 30_000, 30_000, 30_000],
+    ],
+)
+def test_ranks_that_go_round_in_sixteen_bits_are_found(engine: ModuleType, gaps: list[int]) -> None:
+    flat = Gaps.of(np.asarray([0, 0, *gaps, 1], np.uint32))
+    starts = np.asarray([0, 2, 2 + len(gaps), 3 + len(gaps)])
+    arrays = (of(engine, a) for a in (flat.first, flat.rest, starts))
+    with pytest.raises(CorruptShardError, match="beyond the classes"):
+        engine.ids(*arrays, 8, of_rank=of(engine, np.arange(65_500)))
 
 
 def labels(count: int, k: int) -> sl.SoftLabels:
