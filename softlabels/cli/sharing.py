@@ -131,11 +131,11 @@ def _layout(arguments: ImportArguments) -> Format:
             return DistillKit(source, arguments.settings)
         case "lists":
             names = arguments.tokens, arguments.ids, arguments.values
-            return FloatLists(source, *names, key=arguments.key)
+            return FloatLists(source, *names, key=arguments.key, part=arguments.part)
         case "axolotl":
-            return Axolotl(source, key=arguments.key)
+            return Axolotl(source, key=arguments.key, part=arguments.part)
         case "numpy":
-            return Arrays(source, key=arguments.key)
+            return Arrays(source, key=arguments.key, part=arguments.part)
 
 
 def _tokenizer(name: str | None) -> Any:

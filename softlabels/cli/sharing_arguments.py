@@ -54,6 +54,13 @@ class ImportArguments:
         Literal["raise", "skip"], _help("Samples that cannot be used: stop, or note and go on.")
     ] = "raise"
     key: Annotated[str | None, _help("Column, or array, of keys; row numbers by default.")] = None
+    part: Annotated[
+        str | None,
+        _help(
+            "Column, or array, that numbers the windows of a key from 0; by default the one called "
+            "part, where there is one of whole numbers."
+        ),
+    ] = None
     tokens: Annotated[str, _help("Of lists: the column of token ids.")] = "input_ids"
     ids: Annotated[str, _help("Of lists: the column of class ids.")] = "token_ids"
     values: Annotated[str, _help("Of lists: the column of log-probs.")] = "top_values"

@@ -18,6 +18,7 @@ from softlabels.looking.beliefs import Distributions, beliefs
 from softlabels.looking.blocks import blocks, distance, following, sample
 from softlabels.looking.fidelity import Fidelity, fidelity
 from softlabels.looking.findings import Findings, Surprising, Suspect
+from softlabels.looking.throughput import throughput
 
 # As many positions take some ten seconds on one core at k = 64.
 DEFAULT_POSITIONS = 1_000_000
@@ -55,6 +56,7 @@ class Audit:
         alignment: None where the set has no tokens, or its classes are none.
         fidelity: to the dense logits of the probes, by temperature; empty without any.
         rejected: why, the most frequent reason first.
+        throughput: of the run that made it: see `throughput`; None where that is not known.
     """
 
     records: int
@@ -68,6 +70,7 @@ class Audit:
     alignment: Alignment | None
     fidelity: list[Fidelity]
     rejected: list[Rejected]
+    throughput: dict[str, Any] | None
 
     def to_json(self) -> dict[str, Any]:
         """Every field."""
@@ -117,6 +120,7 @@ def audit(
         alignment=check.found(),
         fidelity=fidelity(labels, temperatures),
         rejected=_rejected(labels),
+        throughput=throughput(labels),
     )
 
 

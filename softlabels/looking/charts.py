@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
 from softlabels.looking.audit import Audit
+from softlabels.looking.text import safe
 
 Kind = Literal["bars", "calibration"]
 
@@ -24,9 +25,10 @@ class Chart:
             diagonal beside them.
         edges: of the bars, one more than they are; of the points, the ends of the axis.
         xs: where each value stands.
-        ys: the values, in percent.
+        ys: the values, in `unit`.
         ticks: of the x axis, place and words.
         words: what is to be seen, for those who cannot see it.
+        unit: what stands after a value.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Chart:
     ys: tuple[float, ...]
     ticks: tuple[tuple[float, str], ...]
     words: str
+    unit: str = "%"
 
     def rows(self) -> list[tuple[str, str]]:
         """The chart as a table: x and y of each value that is not 0."""
@@ -46,7 +49,7 @@ class Chart:
             return [(f"{x:.1f} %", f"{y:.1f} %") for x, y in zip(self.xs, self.ys, strict=True)]
         names = dict(self.ticks)
         return [
-            (names.get(x) or f"{low:.4g} to {high:.4g}", f"{y:.2f} %")
+            (names.get(x) or f"{low:.6g} to {high:.6g}", f"{y:,.2f} {self.unit}")
             for x, low, high, y in zip(self.xs, self.edges, self.edges[1:], self.ys, strict=False)
             if y
         ]
@@ -54,7 +57,16 @@ class Chart:
 
 def charts(found: Audit) -> list[Chart]:
     """Those for which the set has numbers."""
-    given = found.distributions
+    others = _lengths(found.lengths), _throughput(found.throughput)
+    return [*belief_charts(found.distributions), *(chart for chart in others if chart is not None)]
+
+
+def belief_charts(given: Mapping[str, Any]) -> list[Chart]:
+    """Of what the teacher believes.
+
+    Args:
+        given: as `Distributions.to_json` says it.
+    """
     made = [
         _histogram(given["entropy"], "entropy", "Entropy", "nats", _plain_ticks),
         _histogram(given["kept_mass"], "kept-mass", "Kept mass", "probability", _plain_ticks),
@@ -68,7 +80,6 @@ def charts(found: Audit) -> list[Chart]:
         ),
         _ranks(given["ranks"]),
         _calibration(given["calibration"]),
-        _lengths(found.lengths),
     ]  # fmt: skip
     return [chart for chart in made if chart is not None]
 
@@ -128,6 +139,28 @@ def _lengths(given: dict[str, Any]) -> Chart | None:
         ys=_percent(given["counts"]),
         ticks=_plain_ticks(edges[0], edges[-1]),
         words=f"Median {given['median']:g} tokens, {given['longest']:,} at most.",
+    )
+
+
+def _throughput(given: dict[str, Any] | None) -> Chart | None:
+    if given is None:
+        return None
+    known = [rate for rate in given["rates"] if rate is not None]
+    where = f" on {', '.join(map(safe, given['accelerators']))}" if given["accelerators"] else ""
+    mean = given["positions"] / given["seconds"]
+    return Chart(
+        name="throughput",
+        title="Speed of labelling",
+        x_label="work unit",
+        y_label="positions a second",
+        kind="bars",
+        edges=tuple(given["edges"]),
+        xs=_middles(given["edges"]),
+        ys=tuple(rate or 0.0 for rate in given["rates"]),
+        ticks=_plain_ticks(given["edges"][0], given["edges"][-1]),
+        words=f"{mean:,.0f} positions a second{where}, between {min(known):,.0f} and "
+        f"{max(known):,.0f}, known of {given['units']:,} of {given['edges'][-1]:,} units.",
+        unit="positions/s",
     )
 
 

@@ -1,4 +1,4 @@
-"""Pages in HTML: complete in one file, without scripts, every text of a set escaped."""
+"""Pages in HTML, and pictures: complete in one file, no scripts, every text of a set escaped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from softlabels.labelset.reader import LabelSet
 from softlabels.looking.audit import Audit
-from softlabels.looking.charts import charts
+from softlabels.looking.charts import Chart, charts
 from softlabels.looking.facts import facts
 from softlabels.looking.findings import Surprising, Suspect
 from softlabels.looking.record import Line, Shown
@@ -21,6 +21,8 @@ from softlabels.looking.text import Decode, safe
 
 # Nats from which on a token is of the next level; those of the terminal are the same.
 LEVELS = (1.0, 2.0, 4.0, 8.0)
+# Pixels above a picture's axes, for its title.
+_HEAD = 24
 _NAMES = ("s0", "s1", "s2", "s3", "s4")
 
 
@@ -49,6 +51,7 @@ def render(template: str, values: dict[str, Any]) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     pages.filters["figures"] = _figures
     pages.globals["levels"] = list(zip(_NAMES, level_words(), strict=True))
@@ -110,6 +113,15 @@ def audit_page(labels: LabelSet, found: Audit, *, decode: Decode, classes: Decod
             ],
         },
     )
+
+
+def picture(chart: Chart) -> str:
+    """A chart as an SVG for a page that has no style for it, on a ground of its own.
+
+    Light or dark as the reader's system is, whatever the page is; the same chart gives the same
+    text.
+    """
+    return render("chart.svg", {"d": drawn(chart), "head": _HEAD})
 
 
 def _read(found: Audit) -> str:

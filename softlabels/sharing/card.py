@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
@@ -10,9 +10,13 @@ import yaml  # type: ignore[import-untyped]
 from softlabels.labelset.card import facts, inert, meaning
 from softlabels.labelset.manifest import Totals
 from softlabels.labelset.plan import Plan
+from softlabels.looking.charts import Chart
 from softlabels.sharing.command import commands
 from softlabels.sharing.licences import Licences
 from softlabels.sharing.preview import PREVIEW
+from softlabels.sharing.statistics import Statistics
+
+FIGURES = "figures"
 
 _SIZES = (
     (10**3, "n<1K"),
@@ -31,14 +35,14 @@ def hub_card(
     *,
     repository: str,
     licences: Licences,
-    statistics: Mapping[str, str],
+    statistics: Statistics,
     digests: Mapping[str, str],
 ) -> str:
     """The card, from validated values only: no paths, no credentials, no markup from data.
 
     Args:
         repository: USER/NAME.
-        statistics: names and values for a table.
+        statistics: for a table; the pictures of their charts lie at `figure_path`.
         digests: sha256 of the plan and of the shard table.
     """
     parts = [
@@ -97,11 +101,25 @@ def _size(records: int) -> str:
     return next((name for bound, name in _SIZES if records < bound), "n>1B")
 
 
-def _statistics(found: Mapping[str, str]) -> list[str]:
-    if not found:
+def figure_path(name: str) -> str:
+    """Where the picture of a chart lies in the repository."""
+    return f"{FIGURES}/{name}.svg"
+
+
+def _statistics(found: Statistics) -> list[str]:
+    if not found.table:
         return []
-    rows = "\n".join(f"| {name} | {value} |" for name, value in found.items())
-    return ["## What the teacher says", f"| | |\n|--|--|\n{rows}"]
+    rows = "\n".join(f"| {name} | {value} |" for name, value in found.table.items())
+    made = ["## What the teacher says", f"| | |\n|--|--|\n{rows}"]
+    return [*made, *_pictures(found.charts)]
+
+
+def _pictures(charts: Sequence[Chart]) -> list[str]:
+    """Side by side where there is room, then what is to be seen; no text of a set is in either."""
+    if not charts:
+        return []
+    pictures = "\n".join(f"![{chart.title}]({figure_path(chart.name)})" for chart in charts)
+    return [pictures, "\n".join(f"- **{chart.title}.** {chart.words}" for chart in charts)]
 
 
 def _licences(licences: Licences) -> list[str]:

@@ -11,6 +11,8 @@ from softlabels.errors import InputError, RemoteError, SoftLabelsError, quoted
 from softlabels.labelset.origin import check_repository
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+# In the words of hf_xet, which has no other place for it.
+_STATUS = re.compile(r"\((\d{3}) [A-Z][A-Za-z -]*\)")
 _AGAIN = "run the same command again: what was sent is not sent again"
 
 
@@ -51,6 +53,10 @@ def answered(where: str) -> Iterator[None]:
         raise
     except (httpx2.HTTPError, OSError) as error:
         why = type(error).__name__
+        if status := _STATUS.search(str(error)):
+            raise RemoteError(
+                f"{where}: {_answer(int(status[1]), 'the storage of the Hub', '')}; {_AGAIN}"
+            ) from None
         raise RemoteError(f"{where}: the Hub cannot be reached ({why}); {_AGAIN}") from None
     except (RuntimeError, ValueError) as error:
         # How the client wraps what stopped an upload, or an answer that it cannot read.
@@ -66,13 +72,18 @@ def _refusal(error: object) -> str:
     assert isinstance(error, errors.HfHubHTTPError)
     status = error.response.status_code
     told = f": {quoted(error.server_message, limit=200)}" if error.server_message else ""
-    words = f"the Hub answers HTTP {status}{told}"
+    words = _answer(status, "the Hub", told)
     if status == 412:
         return (
             f"{words}. Somebody else pushed to it while this push was under way; nothing of this "
             "one is to be seen there. Look at what is there now, and push again if it is to be "
             "replaced: what was sent is not sent again"
         )
+    return words
+
+
+def _answer(status: int, who: str, told: str) -> str:
+    words = f"{who} answers HTTP {status}{told}"
     if status in (401, 403, 404):
         return f"{words}. See its name, and that HF_TOKEN in the environment may write there"
     return words

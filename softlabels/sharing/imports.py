@@ -6,13 +6,14 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from softlabels.errors import InputError, PlanMismatchError
-from softlabels.inputs.prepare import Preparation
+from softlabels.errors import DuplicateKeyError, InputError, PlanMismatchError
+from softlabels.inputs.preparation import Preparation
 from softlabels.inputs.sources import DataIdentity
 from softlabels.inputs.tokenizer import identify
 from softlabels.labels import SoftLabels
@@ -24,7 +25,7 @@ from softlabels.labelset.shard import UnitSummary
 from softlabels.labelset.target import earlier
 from softlabels.labelset.writer import LabelSetWriter, begin, check_directory, check_writable
 from softlabels.looking.alignment import Alignment, AlignmentCheck
-from softlabels.sharing.formats.sample import Format, Sample
+from softlabels.sharing.formats.sample import Format, Sample, whole_samples
 from softlabels.sharing.records import TOKENS, Rules, check, problem, records_of, rows_digest
 from softlabels.teachers.identity import TeacherIdentity
 
@@ -120,9 +121,11 @@ def import_set(
     plan = plans.with_codec(plan, codec, earlier(root), lambda: records.labels)
     alignment = _aligned(records, plan, told=shift is not None)
     save: Callable[[Path], object] | None = getattr(origin.tokenizer, "save_pretrained", None)
-    with begin(root, plan, save_tokenizer=save) as writer:
+    later = False
+    with begin(root, plan, save_tokenizer=save) as writer, _windows_named():
         units = 0
         for units, (first, rows) in enumerate(_units(source.read()), 1):
+            later |= any(row.window.part for row in rows)
             done = writer.receipt(units - 1)
             if done is None:
                 _publish(writer, units - 1, first, rows, rules, on_error)
@@ -134,7 +137,7 @@ def import_set(
                 )
         writer.check_no_more_than(units)
         writer.finish(units)
-    return Imported(LabelSet.open(root), alignment, tuple(_notes(records.labels)))
+    return Imported(LabelSet.open(root), alignment, tuple(_notes(records.labels, later=later)))
 
 
 def _aligned(records: Records, plan: Plan, *, told: bool) -> Alignment | None:
@@ -189,12 +192,24 @@ def _usable(samples: Sequence[Sample], rules: Rules, on_error: OnError) -> list[
     return [sample for sample in samples if problem(sample, rules) is None]
 
 
-def _units(samples: Iterator[Sample]) -> Iterator[tuple[int, list[Sample]]]:
-    """The number of a unit's first row, and its rows."""
-    first = 0
-    while rows := list(itertools.islice(samples, _UNIT_ROWS)):
-        yield first, rows
-        first += len(rows)
+def _units(rows: Iterator[Sample]) -> Iterator[tuple[int, list[Sample]]]:
+    """The number of a unit's first sample, and its rows; windows of a sample stay together."""
+    first, samples = 0, whole_samples(rows)
+    while some := list(itertools.islice(samples, _UNIT_ROWS)):
+        yield first, list(itertools.chain.from_iterable(some))
+        first += len(some)
+
+
+@contextmanager
+def _windows_named() -> Iterator[None]:
+    """A key that is there twice may be that of windows that do not stand together."""
+    try:
+        yield
+    except DuplicateKeyError as error:
+        raise DuplicateKeyError(
+            f"{error}; rows that are windows of one sample must stand one after another, numbered "
+            "from 0 by a column of parts"
+        ) from None
 
 
 def _keys(samples: Sequence[Sample], first: int) -> list[str | int]:
@@ -219,10 +234,10 @@ def _publish(
             good.append(sample)
             good_keys.append(key)
         else:
-            rejects.append({"key": key, "part": 0, "reason": found})
+            rejects.append({"key": key, "part": sample.window.part, "reason": found})
     summary = UnitSummary(
         unit=unit,
-        source_rows=len(rows),
+        source_rows=len(dict.fromkeys(keys)),
         input_digest=rows_digest(rows, keys, rules),
         rejects=tuple(rejects),
     )
@@ -230,8 +245,13 @@ def _publish(
     writer.publish(records, summary)
 
 
-def _notes(labels: SoftLabels) -> Iterator[str]:
-    """What the first labels show that other layouts do not say."""
+def _notes(labels: SoftLabels, *, later: bool) -> Iterator[str]:
+    """What is not said by other layouts, and how rows became records."""
+    if later:
+        yield (
+            "Rows of one key were taken for the windows of one sample, by their column of parts: "
+            "each is had by key and part."
+        )
     if not len(labels):
         return
     left = labels.log_tail(1.0).exp()

@@ -11,15 +11,17 @@ from typing import Any
 
 from softlabels.errors import InputError, LabelSetError, quoted
 from softlabels.labelset import layout, manifest, receipts
+from softlabels.labelset.manifest import Manifest
 from softlabels.labelset.parallel import in_order, worker_count
 from softlabels.labelset.reader import LabelSet
 from softlabels.labelset.shard import file_sha256
 from softlabels.labelset.store import place
-from softlabels.sharing.card import hub_card
+from softlabels.looking.pages import picture
+from softlabels.sharing.card import FIGURES, figure_path, hub_card
 from softlabels.sharing.client import answered, repository_name, token
 from softlabels.sharing.licences import Licences
 from softlabels.sharing.preview import PREVIEW, write_preview
-from softlabels.sharing.statistics import statistics
+from softlabels.sharing.statistics import CHARTS, statistics
 
 # Files that are checked, sent and forgotten together.
 _TOGETHER = 64
@@ -157,7 +159,12 @@ def _check_replaceable(there: Mapping[str, Any], where: str) -> None:
 
 
 def _ours(path: str) -> bool:
-    return path.split("/")[0] in _FOLDERS or path in _FILES
+    return path.split("/")[0] in _FOLDERS or path in _FILES or _figure(path)
+
+
+def _figure(path: str) -> bool:
+    """Whether it is a picture that a push made; others may lie beside them."""
+    return path in map(figure_path, CHARTS)
 
 
 def _files(
@@ -165,6 +172,9 @@ def _files(
 ) -> dict[str, _File]:
     """Every file of the set as it is to be there, the manifest last."""
     found = manifest.parse((root / layout.MANIFEST).read_bytes(), where=layout.MANIFEST)
+    # A set that was pulled has those of an earlier push.
+    own = {path: digest for path, digest in found.files.items() if not _figure(path)}
+    found = found.model_copy(update={"files": own})
     files = {}
     for receipt in labels.receipts:
         files[receipt.path] = _File(root / receipt.path, receipt.sha256)
@@ -174,22 +184,35 @@ def _files(
     files[layout.PLAN] = _File(root / layout.PLAN, found.plan_sha256)
     for path, digest in found.files.items():
         files[path] = _File(root / path, digest)
+    made = _beside(labels, scratch, found, repository=repository, licences=licences)
+    whole = found.model_copy(update={"files": found.files | made})
+    (scratch / layout.MANIFEST).write_bytes(whole.to_bytes())
+    made[layout.MANIFEST] = file_sha256(scratch / layout.MANIFEST)
+    for path, digest in made.items():
+        files[path] = _File(scratch / path, digest)
+    return files
+
+
+def _beside(
+    labels: LabelSet, scratch: Path, found: Manifest, *, repository: str, licences: Licences
+) -> dict[str, str]:
+    """Make what only the Hub's page shows: pictures, preview and card; paths and sha256."""
     write_preview(labels, scratch / PREVIEW)
+    measured = statistics(labels)
+    (scratch / FIGURES).mkdir()
+    for chart in measured.charts:
+        (scratch / figure_path(chart.name)).write_bytes(picture(chart).encode())
     text = hub_card(
         labels.plan,
         labels.totals,
         repository=repository,
         licences=licences,
-        statistics=statistics(labels),
+        statistics=measured,
         digests={layout.PLAN: found.plan_sha256, layout.SHARDS: found.files[layout.SHARDS]},
     )
     (scratch / layout.CARD).write_bytes(text.encode())
-    made = {path: file_sha256(scratch / path) for path in (layout.CARD, PREVIEW)}
-    whole = found.model_copy(update={"files": found.files | made})
-    (scratch / layout.MANIFEST).write_bytes(whole.to_bytes())
-    for path in (layout.CARD, PREVIEW, layout.MANIFEST):
-        files[path] = _File(scratch / path, file_sha256(scratch / path))
-    return files
+    made = [layout.CARD, PREVIEW, *(figure_path(chart.name) for chart in measured.charts)]
+    return {path: file_sha256(scratch / path) for path in made}
 
 
 def _same(there: Any, file: _File) -> bool:

@@ -16,6 +16,7 @@ from softlabels.inputs.digests import DIGEST_TYPE, input_digests, prepared_diges
 from softlabels.labels import SoftLabels
 from softlabels.labelset.records import Records
 from softlabels.sharing.formats.sample import Int64s, Sample
+from softlabels.sharing.formats.windows import ALONE
 
 TOKENS = "input_ids"
 
@@ -80,6 +81,8 @@ def rows_digest(samples: Sequence[Sample], keys: Sequence[str | int], rules: Rul
 def _digest(tokens: bytes, sample: Sample, rules: Rules) -> bytes:
     found = xxhash.xxh3_64(tokens)
     found.update(repr((rules.shift, rules.rounding, sample.ids.shape)).encode())
+    if sample.window != ALONE:
+        found.update(repr(sample.window).encode())
     for values, kind in ((sample.positions, "<i8"), (sample.ids, "<i8"), (sample.log_probs, "<f4")):
         found.update(np.ascontiguousarray(values, kind).tobytes())
     return found.digest()
@@ -113,7 +116,8 @@ def _ends(lengths: Sequence[int]) -> Int64s:
 
 
 def _tokens(samples: Sequence[Sample]) -> pa.Table:
-    lists = [sample.token_ids for sample in samples]
+    """Of each record the tokens of its sample, as data would have them that is joined to it."""
+    lists = [s.token_ids if s.source_ids is None else s.source_ids for s in samples]
     return pa.table({TOKENS: pa.array(lists, pa.list_(pa.int64()))})
 
 
@@ -126,17 +130,20 @@ def _identity(samples: Sequence[Sample], keys: Sequence[str | int], key_type: st
         key = key.cast(pa.string() if key_type == "string" else pa.int64())
     except (pa.ArrowException, OverflowError) as error:
         raise InputError(f"the keys are not all {key_type}: {error}") from None
-    zeros = pa.array(np.zeros(len(samples), np.int32))
-    lengths = pa.array([len(sample.token_ids) for sample in samples], pa.int32())
+    windows = [sample.window for sample in samples]
+    lengths = [
+        len(sample.token_ids) if window.length is None else window.length
+        for sample, window in zip(samples, windows, strict=True)
+    ]
     digests = input_digests(_tokens(samples), [TOKENS])
     prepared = [prepared_digest(sample.token_ids) for sample in samples]
     return pa.table(
         {
             "key": key,
-            "part": zeros,
-            "view": zeros,
-            "source_start": zeros,
-            "source_length": lengths,
+            "part": pa.array([window.part for window in windows], pa.int32()),
+            "view": pa.array(np.zeros(len(samples), np.int32)),
+            "source_start": pa.array([window.start or 0 for window in windows], pa.int32()),
+            "source_length": pa.array(lengths, pa.int32()),
             "input_digest": pa.array(digests, DIGEST_TYPE),
             "prepared_digest": pa.array(prepared, DIGEST_TYPE),
         }

@@ -1,45 +1,82 @@
-"""What a teacher says in a set, in the few numbers that a card has room for."""
+"""What a teacher says in a set, in the few numbers and pictures that a card has room for."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
-from softlabels.labels import SoftLabels
+import numpy as np
+from numpy.typing import NDArray
+
 from softlabels.labelset.reader import LabelSet
+from softlabels.looking.beliefs import Distributions, beliefs
+from softlabels.looking.blocks import blocks, following
+from softlabels.looking.charts import Chart, belief_charts
 from softlabels.sharing.preview import spread
 
-_POSITIONS = 16_384
+# As many positions as say it to two digits, and no more entries than are read in seconds.
+_POSITIONS, _ENTRIES = 16_384, 1 << 25
+CHARTS = ("entropy", "kept-mass", "calibration")
+
+Floats = NDArray[np.float64]
 
 
-def statistics(labels: LabelSet) -> dict[str, str]:
-    """Names and values for a table, from records spread over the set.
+@dataclass(frozen=True)
+class Statistics:
+    """Of records from one end of a set to the other.
+
+    Attributes:
+        table: names and values.
+        charts: of `CHARTS`, those, by name, for which the set has numbers that say anything.
+    """
+
+    table: Mapping[str, str]
+    charts: tuple[Chart, ...]
+
+
+def statistics(labels: LabelSet) -> Statistics:
+    """Read a few records and sum them up; the same for the same set.
 
     Raises:
-        CorruptShardError: bytes are not the ones that were written.
+        CorruptShardError: bytes are not the ones that were written, or are no labels.
     """
-    totals = labels.totals
+    totals, k = labels.totals, labels.plan.selection.k
     if not totals.positions:
-        return {}
-    count = max(1, _POSITIONS * totals.records // totals.positions)
-    found = labels.take(spread(len(labels), count)).labels
-    measured = _of(found)
-    return {"measured on": f"{len(found):,} of {totals.positions:,} positions", **measured}
+        return Statistics({}, ())
+    positions = max(1, min(_POSITIONS, _ENTRIES // k))
+    count = max(1, positions * totals.records // totals.positions)
+    distributions = Distributions(labels.plan.teacher.classes)
+    kept, first, hard = ([np.empty(0)] for _ in range(3))
+    sampled = False
+    for _, records in blocks(labels, spread(len(labels), count)):
+        found = beliefs(records.labels, following(records, labels.plan))
+        distributions.add(found, records.labels.k)
+        sampled |= records.labels.sampled
+        kept.append(1 - found.tail)
+        first.append(found.first_probs)
+        hard.append(found.hard_log_probs)
+    read = {"measured on": f"{distributions.positions:,} of {totals.positions:,} positions"}
+    measured = _rows(*(np.concatenate(values) for values in (kept, first, hard)), sampled=sampled)
+    hidden = {"calibration"} if sampled else set()
+    if k >= labels.plan.teacher.classes:
+        hidden.add("kept-mass")  # all of it, everywhere
+    charts = {chart.name: chart for chart in belief_charts(distributions.to_json())}
+    return Statistics(
+        read | dict(measured),
+        tuple(charts[name] for name in CHARTS if name in charts and name not in hidden),
+    )
 
 
-def _of(labels: SoftLabels) -> dict[str, str]:
-    made = {}
-    if not labels.sampled and labels.log_tails is not None and 1.0 in labels.temperatures:
-        tail = labels.log_tail(1.0).double().exp()
-        made["mass of the kept classes"] = f"{float((1 - tail).mean()):.4f} in the mean"
-        made["at the worst position"] = f"{float((1 - tail).min()):.4f}"
-    if not labels.sampled:
-        first = labels.log_probs.double().amax(-1).exp()
-        made["probability of the first guess"] = f"{float(first.mean()):.3f} in the mean"
-    if labels.hard_log_probs is not None:
-        hard = labels.hard_log_probs.double()
-        hard = hard[~hard.isnan()]
-        if len(hard):
-            perplexity = float((-hard).mean())
-            shown = f"{math.exp(perplexity):,.2f}" if perplexity < 700 else "infinite"
-            made["perplexity of the tokens"] = shown
-    return made
+def _rows(kept: Floats, first: Floats, hard: Floats, *, sampled: bool) -> Iterator[tuple[str, str]]:
+    """Names and values; of sampled labels, weights are no probabilities."""
+    kept, hard = kept[~np.isnan(kept)], hard[~np.isnan(hard)]
+    if len(kept):
+        yield "mass of the kept classes", f"{kept.mean():.4f} in the mean"
+        yield "at the worst position", f"{kept.min():.4f}"
+    if not sampled and len(first):
+        yield "probability of the first guess", f"{first.mean():.3f} in the mean"
+    if len(hard):
+        surprise = float(-hard.mean())
+        shown = f"{math.exp(surprise):,.2f}" if surprise < 700 else "infinite"
+        yield "perplexity of the hard labels", shown

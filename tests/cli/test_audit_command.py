@@ -68,7 +68,7 @@ def test_figures_are_png_and_svg_of_the_same_bytes_each_time(
     for name in ("a", "b"):
         assert softlabels("audit", finished_set, "--figures", tmp_path / name).code == 0
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert len(names) == 14
+    assert len(names) == 16
     assert {"calibration.png", "calibration.svg", "ranks.svg"} <= set(names)
     for name in names:
         data = (tmp_path / "a" / name).read_bytes()

@@ -37,6 +37,24 @@ def test_info_as_json_is_complete(softlabels: Any, finished_set: Path) -> None:
     assert found["bytes_per_position"] == labels.totals.bytes / labels.totals.positions
 
 
+def test_info_says_how_fast_it_was_labelled_and_on_what(
+    softlabels: Any, finished_set: Path, tiny: Path
+) -> None:
+    labels = sl.LabelSet.open(finished_set)
+    seconds, positions = float(labels.receipts.seconds().sum()), labels.totals.positions
+    found = softlabels("info", finished_set, "--json").json["labelling"]
+    assert found == {
+        "shards": 4, "positions": positions, "seconds": seconds, "accelerators": ["cpu"],
+    }  # fmt: skip
+    words = f"{seconds:,.1f} s on cpu, {positions / seconds:,.0f} positions/s"
+    assert words in softlabels("info", finished_set).out
+    # A shard that lost its receipt says nothing, and the teacher of this set has no device.
+    (tiny / "manifest.json").unlink()
+    softlabels("verify", tiny)
+    assert softlabels("info", tiny, "--json").json["labelling"] is None
+    assert "positions/s" not in softlabels("info", tiny).out
+
+
 def test_info_of_an_unfinished_set_says_so(softlabels: Any, tiny: Path) -> None:
     assert softlabels("verify", tiny, "--repair").code == 0
     (tiny / "data" / "train-00001.parquet").unlink()

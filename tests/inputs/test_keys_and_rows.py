@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from softlabels.errors import DuplicateKeyError, InputError
 from softlabels.inputs import sources
-from softlabels.inputs.prepare import Preparation, prepare
+from softlabels.inputs.preparation import Preparation
+from softlabels.inputs.prepare import prepare
 from softlabels.inputs.sources import check_unique, open_source
 
 

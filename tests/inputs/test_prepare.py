@@ -13,7 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from softlabels.errors import InputError
-from softlabels.inputs.prepare import Preparation, Windows, prepare
+from softlabels.inputs.preparation import Preparation
+from softlabels.inputs.prepare import prepare
+from softlabels.inputs.windows import Windows
 
 CLASSES = 50
 MODES = ["window", "truncate", "reject", "raise"]

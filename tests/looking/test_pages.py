@@ -106,7 +106,7 @@ def test_a_page_needs_no_network_runs_nothing_and_every_id_is_there_once(
 
 def test_charts_have_words_and_tables_have_headers(counted: sl.LabelSet) -> None:
     elements = Elements(pages(counted)[0])
-    assert len(elements.of("svg")) == len(elements.of("figure")) == 7
+    assert len(elements.of("svg")) == len(elements.of("figure")) == 8
     assert all(a["role"] == "img" and a["aria-labelledby"] for a in elements.of("svg"))
     assert all(a.get("scope") in ("row", "col") for a in elements.of("th"))
     assert elements.of("html") == [{"lang": "en"}]

@@ -17,7 +17,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     from huggingface_hub import constants, utils
 
     utils.disable_progress_bars()
-    with hub() as server:
+    with hub(Hub()) as server:
         # Made of the endpoint when the package was imported.
         template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.url)
         for name, value in {

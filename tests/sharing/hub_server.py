@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
@@ -37,6 +37,7 @@ class Hub(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    more_reads: ClassVar[list[Any]] = []
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -62,6 +63,14 @@ class Hub(ThreadingHTTPServer):
         self.blobs[digest] = data
         return digest
 
+    def has(self, digest: str) -> bool:
+        """Whether a large file was sent."""
+        return digest in self.blobs
+
+    def storage(self, digest: str) -> dict[str, str]:
+        """Headers that say where else a file can be had."""
+        return {}
+
     def files(self, name: str, revision: str = "main") -> dict[str, bytes]:
         """What a repository holds at a revision."""
         repository = self.repositories[name]
@@ -77,10 +86,10 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_HEAD(self) -> None:
-        self.respond(READS)
+        self.respond([*READS, *self.server.more_reads])
 
     def do_GET(self) -> None:
-        self.respond(READS)
+        self.respond([*READS, *self.server.more_reads])
 
     def do_POST(self) -> None:
         self.respond(WRITES)
@@ -184,6 +193,7 @@ class Handler(BaseHTTPRequestHandler):
         data = self.server.blobs[tree[path]]
         large = LARGE.match(path) is not None
         headers = commit | {"ETag": f'"{tree[path] if large else git_oid(data)}"'}
+        headers |= self.server.storage(tree[path]) if large else {}
         headers |= {"Accept-Ranges": "bytes", "X-Linked-Size": str(len(data))}
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if asked is None:
@@ -270,7 +280,7 @@ class Handler(BaseHTTPRequestHandler):
             match line["key"]:
                 case "file":
                     files[value["path"]] = self.server.keep(base64.b64decode(value["content"]))
-                case "lfsFile" if value["oid"] in self.server.blobs:
+                case "lfsFile" if self.server.has(value["oid"]):
                     files[value["path"]] = value["oid"]
                 case "deletedFile" if value["path"] in files:
                     del files[value["path"]]
@@ -299,9 +309,8 @@ WRITES = [
 
 
 @contextmanager
-def hub() -> Iterator[Hub]:
+def hub(server: Hub) -> Iterator[Hub]:
     """A Hub at work."""
-    server = Hub()
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:

@@ -28,7 +28,7 @@ def test_push_says_where_it_is_and_what_the_licences_forbid(
     assert run("push", tiny, NAME, "--private", *given) == 0
     out = capsys.readouterr().out.replace("\n", " ")
     commit = server.repositories[NAME].branches["main"]
-    assert f"hf://datasets/{NAME}@{commit}: 8 files" in out
+    assert f"hf://datasets/{NAME}@{commit}: 11 files" in out
     assert "note: The licence of the teacher, llama3, forbids to improve other" in out
     assert "not told" not in out
     assert TOKEN not in out

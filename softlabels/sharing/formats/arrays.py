@@ -8,7 +8,7 @@ and `labelled` (R, T). Entry t is over token t + 1; −inf is unused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -23,6 +23,7 @@ from softlabels.errors import InputError, quoted
 from softlabels.labelset.reader import LabelSet
 from softlabels.sharing.formats.parquet import whole
 from softlabels.sharing.formats.sample import Sample, check_exportable
+from softlabels.sharing.formats.windows import COLUMNS, columns_of, windows
 
 _NAMES = ("input_ids", "offsets", "labelled", "attention_mask", "ids", "log_probs")
 
@@ -34,16 +35,19 @@ class Arrays:
     Attributes:
         source: where they are.
         key: the array of keys, (R,), if samples are to have other keys than their numbers.
+        part: the array that numbers the windows of a key, (R,): see `FloatLists`.
     """
 
     source: Path
     key: str | None = None
+    part: str | None = None
     classes: ClassVar[int | None] = None
     rounding: ClassVar[float] = 1e-2
 
     @cached_property
     def _arrays(self) -> Mapping[str, Any]:
-        names = [*_NAMES, *([self.key] if self.key else [])]
+        own = [name for name in (self.key, self.part) if name is not None]
+        names = [*_NAMES, *COLUMNS, *own]
         try:
             if self.source.is_dir():
                 found = {n: self.source / f"{n}.npy" for n in names}
@@ -58,11 +62,15 @@ class Arrays:
         except (OSError, ValueError, EOFError, BadZipFile) as error:
             why = quoted(error, limit=200)
             raise InputError(f"{self.source}: the arrays cannot be read: {why}") from None
-        for name in ("input_ids", "ids", "log_probs", *([self.key] if self.key else [])):
+        for name in ("input_ids", "ids", "log_probs", *own):
             if name not in arrays:
                 raise InputError(f"{self.source}: there is no array {quoted(name)}")
-        _check_shapes(arrays, self.source, self.key)
+        _check_shapes(arrays, self.source, [*own, *self._windows(arrays).values()])
         return arrays
+
+    def _windows(self, arrays: Mapping[str, Any]) -> dict[str, str]:
+        there = {name: array.dtype.kind in "iu" for name, array in arrays.items()}
+        return columns_of(there, str(self.source), key=self.key, part=self.part)
 
     def longest(self) -> int:
         """See `Format`."""
@@ -76,8 +84,10 @@ class Arrays:
         arrays = self._arrays
         keys = arrays[self.key] if self.key else None
         pieces = _rectangular(arrays) if arrays["input_ids"].ndim == 2 else _ragged(arrays)
+        said = {field: arrays[name] for field, name in self._windows(arrays).items()}
         for row, (tokens, labelled, ids, log_probs) in enumerate(pieces):
             where = f"{self.source}, sample {row}"
+            own = {field: [array[row].item()] for field, array in said.items()}
             values = np.asarray(log_probs, np.float32)
             if np.isnan(values).any():
                 raise InputError(f"{where}: a log-prob is NaN")
@@ -90,6 +100,7 @@ class Arrays:
                 positions=np.flatnonzero(labelled)[there],
                 ids=whole(kept, f"{where}: ids")[there],
                 log_probs=values[there],
+                window=next(windows(own, 1, where=str(self.source), first=row)),
             )
 
     def write(self, labels: LabelSet, out: Path) -> int:
@@ -104,7 +115,8 @@ class Arrays:
 
         np.save(out / "offsets.npy", np.append(0, np.cumsum(lengths, dtype=np.int64)))
         identity = labels.identities
-        np.save(out / "part.npy", identity["part"].to_numpy())
+        for name in COLUMNS:
+            np.save(out / f"{name}.npy", identity[name].to_numpy())
         keys = identity["key"].to_pylist()
         np.save(out / "key.npy", np.asarray(keys) if keys else np.zeros(0, np.int64))
         all_tokens, wanted = (
@@ -125,7 +137,7 @@ class Arrays:
         return len(labels)
 
 
-def _check_shapes(arrays: Mapping[str, Any], source: Path, key: str | None) -> None:
+def _check_shapes(arrays: Mapping[str, Any], source: Path, one_each: Sequence[str]) -> None:
     shapes = {name: tuple(array.shape) for name, array in arrays.items()}
     tokens, ids = shapes["input_ids"], shapes["ids"]
     fits = ids == shapes["log_probs"]
@@ -143,7 +155,7 @@ def _check_shapes(arrays: Mapping[str, Any], source: Path, key: str | None) -> N
             fits &= bool((np.diff(offsets) >= 0).all())
             labelled = arrays.get("labelled")
             fits &= ids[0] == (tokens[0] if labelled is None else int(np.count_nonzero(labelled)))
-    fits &= key is None or shapes[key] == (samples,)
+    fits &= all(shapes[name] == (samples,) for name in one_each)
     if not fits:
         told = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise InputError(

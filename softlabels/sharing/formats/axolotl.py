@@ -22,6 +22,7 @@ from softlabels.labelset.reader import LabelSet
 from softlabels.labelset.records import Records
 from softlabels.sharing.formats import parquet
 from softlabels.sharing.formats.sample import Sample, check_exportable, samples
+from softlabels.sharing.formats.windows import COLUMNS
 
 _COLUMNS = ("input_ids", "target_token_ids", "target_logprobs", "target_mask")
 # What it pads log-probs with, because −inf makes NaN of a masked loss.
@@ -36,10 +37,12 @@ class Axolotl:
     Attributes:
         source: a file, or a folder of them.
         key: the column of keys, if rows are to have other keys than their numbers.
+        part: as of `FloatLists`.
     """
 
     source: Path
     key: str | None = None
+    part: str | None = None
     classes: ClassVar[int | None] = None
     rounding: ClassVar[float] = 1e-2
 
@@ -49,7 +52,9 @@ class Axolotl:
 
     def read(self) -> Iterator[Sample]:
         """See `Format`."""
-        columns = [*_COLUMNS, *([self.key] if self.key else [])]
+        named = parquet.windows_columns(self.source, key=self.key, part=self.part)
+        own = [*named.values(), *([self.key] if self.key else [])]
+        columns = [*_COLUMNS, *own]
         for file, first, table in parquet.batches(self.source, columns):
             where = f"{file}, rows {first} to {first + len(table) - 1}"
             ids, values, mask = (parquet.nested(file, table[n], n) for n in _COLUMNS[1:])
@@ -65,6 +70,7 @@ class Axolotl:
                 str(file),
                 first,
                 keys=table[self.key].to_pylist() if self.key else [None] * len(table),
+                windows=parquet.windows_of(table, named, file=file, first=first),
                 tokens=parquet.token_lists(file, first, table["input_ids"]),
                 rows=ids.rows,
                 ids=kept,
@@ -78,7 +84,7 @@ class Axolotl:
         schema = pa.schema(
             [
                 ("key", pa.string() if labels.plan.data.key_type == "string" else pa.int64()),
-                ("part", pa.int32()),
+                *((name, pa.int32()) for name in COLUMNS),
                 ("input_ids", numbers),
                 ("attention_mask", numbers),
                 ("labels", numbers),
@@ -120,8 +126,7 @@ def _columns(records: Records) -> list[pa.Array]:
         return flat(pa.ListArray.from_arrays(inner, pa.array(values.reshape(-1))))
 
     return [
-        records.identity["key"].combine_chunks(),
-        records.identity["part"].combine_chunks(),
+        *(records.identity[name].combine_chunks() for name in ("key", *COLUMNS)),
         flat(tokens),
         flat(np.ones(len(tokens), np.int64)),
         flat(np.where(told, tokens, _IGNORED)),

@@ -35,6 +35,7 @@ from softlabels.sharing.formats.compression import (
     unpacked,
 )
 from softlabels.sharing.formats.sample import Float32s, Int64s, Sample, check_exportable, samples
+from softlabels.sharing.formats.windows import ALONE
 
 CONFIG = "compression_config.yaml"
 _LOGS, _IDS = "compressed_logprobs", "bytepacked_indices"
@@ -94,6 +95,7 @@ class DistillKit:
                 str(file),
                 first,
                 keys=[None] * len(table),
+                windows=[ALONE] * len(table),
                 tokens=parquet.token_lists(file, first, table["input_ids"]),
                 rows=ids.rows,
                 ids=kept,

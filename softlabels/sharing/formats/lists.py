@@ -20,6 +20,7 @@ from softlabels.errors import InputError, quoted
 from softlabels.labelset.reader import LabelSet
 from softlabels.sharing.formats import parquet
 from softlabels.sharing.formats.sample import Sample, check_exportable, samples
+from softlabels.sharing.formats.windows import COLUMNS
 
 # What float16 makes of 1.
 _ABOVE = 2e-3
@@ -33,6 +34,9 @@ class FloatLists:
         source: a file, or a folder of them.
         tokens, ids, values: names of the columns.
         key: of the column of keys, if rows are to have other keys than their numbers.
+        part: of the column that numbers the windows of a key, which stand one after another; by
+            default "part", where there is one of whole numbers, and `source_start` and
+            `source_length` beside it.
     """
 
     source: Path
@@ -40,6 +44,7 @@ class FloatLists:
     ids: str = "token_ids"
     values: str = "top_values"
     key: str | None = None
+    part: str | None = None
     classes: ClassVar[int | None] = None
     rounding: ClassVar[float] = 1e-2
 
@@ -49,7 +54,9 @@ class FloatLists:
 
     def read(self) -> Iterator[Sample]:
         """See `Format`."""
-        columns = [self.tokens, self.ids, self.values, *([self.key] if self.key else [])]
+        named = parquet.windows_columns(self.source, key=self.key, part=self.part)
+        own = [*named.values(), *([self.key] if self.key else [])]
+        columns = [self.tokens, self.ids, self.values, *own]
         kind: str | None = None
         for file, first, table in parquet.batches(self.source, columns):
             where = f"{file}, rows {first} to {first + len(table) - 1}"
@@ -65,6 +72,7 @@ class FloatLists:
                 str(file),
                 first,
                 keys=table[self.key].to_pylist() if self.key else [None] * len(table),
+                windows=parquet.windows_of(table, named, file=file, first=first),
                 tokens=parquet.token_lists(file, first, table[self.tokens]),
                 rows=ids.rows,
                 ids=parquet.whole(ids.padded(0), f"{where}: {self.ids}"),
@@ -78,7 +86,7 @@ class FloatLists:
         schema = pa.schema(
             [
                 ("key", key),
-                ("part", pa.int32()),
+                *((name, pa.int32()) for name in COLUMNS),
                 (self.tokens, pa.list_(pa.int64())),
                 (self.ids, pa.list_(pa.list_(pa.int64()))),
                 (self.values, pa.list_(pa.list_(pa.float32()))),
@@ -99,8 +107,8 @@ class FloatLists:
         lengths[records.wanted] = used.sum(1)
         outer = pa.array(records.token_offsets.astype(np.int32))
         inner = pa.array(np.append(0, np.cumsum(lengths)).astype(np.int32))
-        yield records.identity["key"].combine_chunks()
-        yield records.identity["part"].combine_chunks()
+        for name in ("key", *COLUMNS):
+            yield records.identity[name].combine_chunks()
         yield pa.ListArray.from_arrays(outer, pa.array(records.token_ids))
         for values in (found.ids.numpy(), found.log_probs.numpy().astype(np.float32)):
             yield pa.ListArray.from_arrays(

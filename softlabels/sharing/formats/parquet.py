@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from softlabels.errors import InputError, quoted
 from softlabels.inputs.digests import is_list
+from softlabels.sharing.formats.windows import Window, columns_of, windows
 
 _ROWS = 16
 
@@ -87,6 +88,30 @@ def batches(source: Path, columns: Sequence[str]) -> Iterator[tuple[Path, int, p
                 first += len(batch)
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{file} cannot be read: {quoted(error, limit=200)}") from None
+
+
+def windows_columns(source: Path, *, key: str | None, part: str | None) -> dict[str, str]:
+    """Columns that say which window a row is, as the first file has them: see `columns_of`."""
+    file = files(source)[0]
+    try:
+        schema = pq.read_schema(file)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{file} cannot be read: {quoted(error, limit=200)}") from None
+    there = {field.name: pa.types.is_integer(field.type) for field in schema}
+    return columns_of(there, str(file), key=key, part=part)
+
+
+def windows_of(
+    table: pa.Table, columns: Mapping[str, str], *, file: Path, first: int
+) -> Iterator[Window]:
+    """Which windows some rows are.
+
+    Args:
+        columns: as `windows_columns` names them.
+        file, first: where the rows are from.
+    """
+    values = {field: table[name].to_pylist() for field, name in columns.items()}
+    return windows(values, len(table), where=str(file), first=first)
 
 
 def longest(source: Path, column: str) -> int:

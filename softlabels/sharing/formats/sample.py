@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -10,8 +10,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from softlabels.errors import InputError
+from softlabels.errors import InputError, quoted
 from softlabels.labelset.reader import LabelSet
+from softlabels.sharing.formats.windows import ALONE, Window, placed, whole
 
 Int64s = NDArray[np.int64]
 Float32s = NDArray[np.float32]
@@ -28,6 +29,9 @@ class Sample:
         positions: labelled ones, ascending, (P,).
         ids: kept classes, (P, k); 0 where unused.
         log_probs: natural logs, (P, k); −inf where unused.
+        window: where the tokens stand in the sample of that key.
+        source_ids: all tokens of that sample, where its windows tell them; None: it is this one,
+            or they do not.
     """
 
     where: str
@@ -36,6 +40,8 @@ class Sample:
     positions: Int64s
     ids: Int64s
     log_probs: Float32s
+    window: Window = ALONE
+    source_ids: Int64s | None = None
 
     def shifted(self, by: int) -> Sample:
         """With labels `by` positions further on; those that fall off an end are gone."""
@@ -87,6 +93,7 @@ def samples(
     *,
     keys: Sequence[str | int | None],
     tokens: Sequence[Int64s],
+    windows: Iterable[Window],
     rows: Int64s,
     ids: Int64s,
     log_probs: Float32s,
@@ -96,7 +103,7 @@ def samples(
     Args:
         where: the file.
         first: row in it.
-        keys, tokens: of each row.
+        keys, tokens, windows: of each row.
         rows: how many rows of labels each has: one a token; the last token's may be missing.
         ids, log_probs: all of them, (Σ rows, k). Where no entry is above −inf there is no label.
 
@@ -105,7 +112,8 @@ def samples(
     """
     there = np.asarray((log_probs > -np.inf).any(1))
     ends = np.cumsum(rows)
-    for row, (key, own, end) in enumerate(zip(keys, tokens, ends.tolist(), strict=True)):
+    each = zip(keys, tokens, windows, ends.tolist(), strict=True)
+    for row, (key, own, window, end) in enumerate(each):
         count = int(rows[row])
         if count not in (len(own), len(own) - 1):
             raise InputError(
@@ -120,7 +128,43 @@ def samples(
             positions=place - (end - count),
             ids=ids[place],
             log_probs=log_probs[place],
+            window=window,
         )
+
+
+def whole_samples(rows: Iterable[Sample]) -> Iterator[list[Sample]]:
+    """Rows of each sample: one, or its windows with their places and what they are windows of.
+
+    Raises:
+        InputError: a part of a key comes again, or after a later one.
+    """
+    group: list[Sample] = []
+    for row in rows:
+        if group and (row.key is None or row.key != group[-1].key):
+            yield _together(group)
+            group = []
+        if group and row.window.part <= group[-1].window.part:
+            raise InputError(
+                f"{row.where}: part {row.window.part} of the key {quoted(row.key)} comes after "
+                f"part {group[-1].window.part}; key and part name a record, so each must occur "
+                "once, parts ascending: choose another key column, or number the windows of a "
+                "sample in a column of parts (part=, --part)"
+            )
+        group.append(row)
+    if group:
+        yield _together(group)
+
+
+def _together(group: list[Sample]) -> list[Sample]:
+    if len(group) == 1 and group[0].window.part == 0:
+        return group
+    tokens = [row.token_ids for row in group]
+    windows = placed([row.window for row in group], tokens)
+    source_ids = whole(windows, tokens)
+    return [
+        replace(row, window=window, source_ids=source_ids)
+        for row, window in zip(group, windows, strict=True)
+    ]
 
 
 def check_exportable(labels: LabelSet, layout: str) -> None:
