@@ -36,6 +36,7 @@ import torch
 from timing import machine, markdown
 
 import softlabels as sl
+from softlabels.labelset import layout
 from softlabels.precompute.executors import Ray
 from softlabels.progress import Tracker
 
@@ -119,9 +120,12 @@ def _check_same(ways: list[str], units: int, seconds: float) -> dict[str, Spent]
     return spent
 
 
-def _files(root: Path) -> dict[Path, bytes]:
-    files = (path for path in root.rglob("*") if path.is_file())
-    return {path.relative_to(root): path.read_bytes() for path in files}
+def _files(root: Path) -> dict[str, Any]:
+    """All but how long each shard took, which its receipt and a digest of them say."""
+    files = {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+    how = {"seconds": None, "accelerator": None}
+    made = [one.model_copy(update=how) for one in sl.LabelSet.open(root).receipts]
+    return files | {layout.SHARDS: made, layout.MANIFEST: None}
 
 
 def _run(way: str, seconds: float, where: Path) -> Spent:

@@ -29,7 +29,8 @@ import torch
 from timing import machine, markdown
 
 import softlabels as sl
-from softlabels.inputs.prepare import Windows, prepare
+from softlabels.inputs.prepare import prepare
+from softlabels.inputs.windows import Windows
 from softlabels.labelset import layout
 from softlabels.precompute.batches import bucketed, padded
 

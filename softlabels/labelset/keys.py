@@ -17,9 +17,9 @@ from softlabels.inputs.digests import key_hashes
 _NUMBER = np.dtype("<u8")
 _PAIR = np.dtype([("hash", _NUMBER), ("record", _NUMBER)])
 # Records that are sorted in memory together, at 16 bytes and as much again for the order.
-_SORTED_RECORDS = 1 << 21
+_SORTED_RECORDS = 1 << 19
 # Records that are held before they are put to those of like hashes.
-_HELD_RECORDS = 1 << 20
+_HELD_RECORDS = 1 << 18
 # Files open at a time, of which a process has about a thousand.
 _MAX_BITS = 9
 
@@ -116,20 +116,24 @@ def write_index(
 
 def _pairs(keys: Iterable[pa.Array | pa.ChunkedArray]) -> Iterator[NDArray[np.void]]:
     """Hash and number of every record, many at a time."""
-    held: list[NDArray[np.uint64]] = []
+    # One array of all: an array for each of many short row groups takes ten times their bytes.
+    held = np.empty(_HELD_RECORDS, np.uint64)
     size = start = 0
     for some in keys:
-        held.append(key_hashes(some))
-        size += len(some)
-        if size >= _HELD_RECORDS:
-            yield _numbered(held, start)
-            start += size
-            held, size = [], 0
-    yield _numbered(held, start)
+        hashes = key_hashes(some)
+        if size + len(hashes) > len(held):
+            yield _numbered(held[:size], start)
+            start, size = start + size, 0
+        if len(hashes) > len(held):
+            yield _numbered(hashes, start)
+            start += len(hashes)
+        else:
+            held[size : size + len(hashes)] = hashes
+            size += len(hashes)
+    yield _numbered(held[:size], start)
 
 
-def _numbered(held: list[NDArray[np.uint64]], start: int) -> NDArray[np.void]:
-    hashes = np.concatenate([np.empty(0, np.uint64), *held])
+def _numbered(hashes: NDArray[np.uint64], start: int) -> NDArray[np.void]:
     pairs = np.empty(len(hashes), _PAIR)
     pairs["hash"], pairs["record"] = hashes, np.arange(start, start + len(hashes))
     return pairs

@@ -33,6 +33,7 @@ Count = Annotated[int, Field(ge=0, le=MOST)]
 _NAME = r"\w[\w-]*(\.[\w-]+)*"
 PATH = rf"^{_NAME}(/{_NAME})*$"
 RelativePath = Annotated[str, StringConstraints(pattern=PATH)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Receipt(BaseModel):
@@ -50,6 +51,10 @@ class Receipt(BaseModel):
         input_digest: of the unit's keys and source columns.
         rejects, truncated: samples not labelled, and samples that lost their end.
         probes: positions whose dense logits are in the unit's file of probes, and its digest.
+        seconds: that labelling and writing it took whoever published it, while other units may
+            have been read or written; None where that is not known, as of a receipt that was
+            rebuilt from its shard. It says how the shard was made, and not what it is.
+        accelerator: where the teacher ran, such as "cpu" or the CUDA device's name; likewise.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -71,6 +76,8 @@ class Receipt(BaseModel):
     truncated: Count = 0
     probes: Count = 0
     probes_sha256: Sha256 | None = None
+    seconds: Seconds | None = None
+    accelerator: str | None = None
 
     @model_validator(mode="after")
     def _check_groups(self) -> Self:
@@ -180,6 +187,8 @@ _SCHEMA = pa.schema(
         ("truncated", pa.int64()),
         ("probes", pa.int64()),
         ("probes_sha256", pa.string()),
+        ("seconds", pa.float64()),
+        ("accelerator", pa.string()),
     ]
 )
 _LEAVES = [f"{f.name}.list.element" if f.name == "group_rows" else f.name for f in _SCHEMA]

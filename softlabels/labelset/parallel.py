@@ -39,14 +39,30 @@ def in_order(function: Callable[[A], B], items: Iterable[A], *, workers: int) ->
     if workers == 1:
         yield from map(function, items)
         return
-    waiting: deque[Future[B]] = deque()
     pool = ThreadPoolExecutor(workers, "softlabels-units")
     try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        for _, made in each_with(function, items, pool, ahead=2 * workers - 1):
+            yield made
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def each_with(
+    function: Callable[[A], B], items: Iterable[A], pool: ThreadPoolExecutor, *, ahead: int
+) -> Iterator[tuple[A, B]]:
+    """Each item and what `function` gives for it, in order.
+
+    Args:
+        items: consumed by the caller's thread.
+        function: called by the pool's; what it raises is raised at its item's turn.
+        ahead: items that are under way, or made, before they are asked for.
+    """
+    waiting: deque[tuple[A, Future[B]]] = deque()
+    for item in items:
+        waiting.append((item, pool.submit(function, item)))
+        if len(waiting) > ahead:
+            first, made = waiting.popleft()
+            yield first, made.result()
+    while waiting:
+        first, made = waiting.popleft()
+        yield first, made.result()

@@ -20,7 +20,7 @@ from pydantic import (
 from softlabels import codecs
 from softlabels import selection as selections
 from softlabels.errors import PlanMismatchError, UnsupportedFormatError, quoted
-from softlabels.inputs.prepare import Preparation
+from softlabels.inputs.preparation import Preparation
 from softlabels.inputs.sources import DataIdentity
 from softlabels.inputs.tokenizer import TokenizerIdentity
 from softlabels.labels import SoftLabels

@@ -39,8 +39,9 @@ from softlabels.labelset.store import Store, in_flight, locate
 
 # Row groups, still encoded, that stay in memory: 256 MiB serve random reading within many shards.
 _CACHE_BYTES = 256 << 20
-# Each holds a file descriptor, of which a process has about a thousand.
-_OPEN_SHARDS = 64
+# Each holds a file descriptor, of which a process has about a thousand, and its footer, of which
+# each byte takes 16 when it is parsed: those of large shards have a third of a megabyte.
+_OPEN_SHARDS, _OPEN_FOOTER_BYTES = 64, 4 << 20
 # Records that are decoded together for a list of them.
 _TAKEN_RECORDS = 32
 # Row groups of a remote set that are under way while one is used in a pass over all of them.
@@ -513,9 +514,16 @@ class LabelSet:
             self._check_keys_of(shard)
             with self._lock:
                 self._shards[index] = shard
-                if len(self._shards) > _OPEN_SHARDS:
+                self._shards.move_to_end(index)
+                self._opening.pop(index, None)
+                while self._too_many_open():
                     self._shards.popitem(last=False)
             return shard
+
+    def _too_many_open(self) -> bool:
+        held = [shard.receipt.footer_bytes for shard in self._shards.values() if shard.receipt]
+        many = len(held) > _OPEN_SHARDS or sum(held) > _OPEN_FOOTER_BYTES
+        return many and len(held) > 1
 
     def _check_keys_of(self, shard: Shard) -> None:
         wanted = pa.string() if self.plan.data.key_type == "string" else pa.int64()
@@ -535,15 +543,20 @@ class LabelSet:
 
     def _check_sizes(self) -> None:
         """Missing and cut files are found at open, before an hour of training."""
-        paths, expected = self.receipts.texts("path"), self.receipts.numbers("bytes").tolist()
-        # Over a network, to list a folder brings the sizes of many of its files in one answer.
-        for folder in {path.rpartition("/")[0] for path in paths}:
-            with suppress(OSError):
-                os.listdir(self.root / folder)
-        root = str(self.root)
-        for index, (path, size) in enumerate(zip(paths, expected, strict=True)):
+        root, listed = str(self.root), set[str]()
+        for index, (path, size) in enumerate(self.receipts.sizes()):
+            # Over a network, to list a folder brings the sizes of many of its files in one answer.
+            if (folder := path.rpartition("/")[0]) not in listed:
+                listed.add(folder)
+                _list(f"{root}/{folder}")
             if _size(f"{root}/{path}") != size:
                 self._shard(index)
+
+
+def _list(folder: str) -> None:
+    with suppress(OSError), os.scandir(folder) as entries:
+        for _ in entries:
+            pass
 
 
 def _size(path: str) -> int | None:

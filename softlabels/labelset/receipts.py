@@ -106,6 +106,40 @@ class Receipts(Sequence[Receipt]):
         found: list[str] = self._column(name).to_pylist()
         return found
 
+    def sizes(self) -> Iterator[tuple[str, int]]:
+        """Path and bytes of every shard; as lists they would take 150 bytes a shard."""
+        paths, sizes = self._column("path"), self.numbers("bytes")
+        for start in range(0, len(self), _ROWS):
+            some = slice(start, start + _ROWS)
+            yield from zip(paths[some].to_pylist(), sizes[some].tolist(), strict=True)
+
+    def seconds(self) -> NDArray[np.float64]:
+        """What each shard took to make, NaN where that is not known, (shards,) float64.
+
+        Raises:
+            CorruptShardError: the column is not the one that was written.
+            LabelSetError: it holds something else.
+        """
+        if "seconds" not in self._table.names:  # a table older than this column
+            return np.full(len(self), np.nan)
+        column = self._column("seconds")
+        if not pa.types.is_floating(column.type):
+            self._refuse("seconds")
+        found: NDArray[np.float64] = column.cast(pa.float64()).to_numpy()  # null: NaN
+        if (found < 0).any() or np.isinf(found).any():
+            self._refuse("seconds")
+        return found
+
+    def accelerators(self) -> list[str | None]:
+        """Where each shard's teacher ran, None where that is not known; raises as `numbers`."""
+        if "accelerator" not in self._table.names:  # a table older than this column
+            return [None] * len(self)
+        column = self._column("accelerator")
+        if not pa.types.is_string(column.type):
+            self._refuse("accelerator")
+        found: list[str | None] = column.to_pylist()
+        return found
+
     def groups(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Records of every row group, (groups,), and how many each shard has, (shards,); int64.
 

@@ -9,7 +9,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,8 @@ class Shard:
         name: how errors call it.
 
     Raises:
-        CorruptShardError: missing, cut short, or with another footer than the receipt's.
+        CorruptShardError: missing, cut short, or with another footer than the receipt's; without
+            a receipt, no Parquet file either.
     """
 
     def __init__(self, file: Path | SparseFile, *, receipt: Receipt | None, name: str) -> None:
@@ -155,17 +156,28 @@ class Shard:
             self._bytes = self._map(file)
             if receipt is not None and self._footer_digest() != receipt.footer_sha256:
                 raise self._corrupt("its footer is not the one that was written")
-            # Where there is a receipt, its digests cover every byte that is read.
-            self._file = pq.ParquetFile(self._bytes, page_checksum_verification=receipt is None)
-            if receipt is not None and self._group_rows() != receipt.group_rows:
-                raise self._corrupt("its row groups are not those of the receipt")
         except FileNotFoundError:
             raise CorruptShardError(
                 f"{name}: the file is missing; run `softlabels verify DIR --repair`, then the same "
                 "`softlabels precompute` command, to compute it again"
             ) from None
+        except (pa.ArrowException, OSError) as error:
+            raise self._corrupt(f"it cannot be opened ({error})") from error
+        if receipt is None:
+            _ = self._file
+
+    @cached_property
+    def _file(self) -> pq.ParquetFile:
+        """Its footer, parsed when it is needed: a digest of it is taken in a tenth of the time."""
+        receipt = self.receipt
+        try:
+            # Where there is a receipt, its digests cover every byte that is read.
+            found = pq.ParquetFile(self._bytes, page_checksum_verification=receipt is None)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise self._corrupt(f"it cannot be opened as Parquet ({error})") from error
+        if receipt is not None and _group_rows(found.metadata) != receipt.group_rows:
+            raise self._corrupt("its row groups are not those of the receipt")
+        return found
 
     def _map(self, file: Path | SparseFile) -> pa.NativeFile:
         receipt = self.receipt
@@ -341,7 +353,7 @@ class Shard:
             sha256=file_sha256(path),
             footer_bytes=len(footer),
             footer_sha256=hashlib.sha256(footer).hexdigest(),
-            group_rows=self._group_rows(),
+            group_rows=_group_rows(self.metadata),
             chunk_digests=tuple(map(self.chunk_digests, groups)),
             input_digest=summary.input_digest,
             rejects=len(summary.rejects),
@@ -380,10 +392,6 @@ class Shard:
         data = self._bytes.read_at(chunk.total_compressed_size, start)
         return xxhash.xxh3_64_hexdigest(memoryview(data))
 
-    def _group_rows(self) -> tuple[int, ...]:
-        groups = range(self.metadata.num_row_groups)
-        return tuple(self.metadata.row_group(group).num_rows for group in groups)
-
     def _footer(self) -> bytes:
         """Thrift metadata, its length and the closing magic."""
         size = self._bytes.size()
@@ -399,6 +407,11 @@ class Shard:
     def _corrupt(self, found: str) -> CorruptShardError:
         todo = _REPAIR if self._sparse is None else _REPLACED
         return CorruptShardError(f"{self.name}: {found}; {todo}")
+
+
+def _group_rows(metadata: pq.FileMetaData) -> tuple[int, ...]:
+    groups = range(metadata.num_row_groups)
+    return tuple(metadata.row_group(group).num_rows for group in groups)
 
 
 def file_sha256(path: Path) -> str:

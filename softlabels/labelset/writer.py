@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -69,6 +70,13 @@ class LabelSetWriter:
             CorruptShardError: the shard is not what the receipt says, or belongs elsewhere.
             PlanMismatchError: the shard was made under another plan.
         """
+        found = self._found(unit)
+        if found is not None:
+            self.shard(found)
+        return found
+
+    def _found(self, unit: int) -> Receipt | None:
+        """As `receipt`, of which the shard is not opened where it need not be rebuilt."""
         found, where = None, layout.receipt_path(unit)
         if unit < len(self._finished):
             found = self._finished[unit]
@@ -80,7 +88,6 @@ class LabelSetWriter:
                 self._target.remove(where)
             return None
         if found is not None:
-            self.shard(found)
             return found if not found.probes or self._has_probes(unit) else None
         # Whether it had probes is not known: labelled again, it gets those that are lost.
         return self._rebuilt(unit) if not self.plan.probes or self._has_probes(unit) else None
@@ -94,8 +101,7 @@ class LabelSetWriter:
             shard = Shard(file, receipt=None, name=name)
             self._check_belongs(shard, unit)
             made = self._with_probes(shard.make_receipt(file, self.codec))
-        self._keep(made)
-        return made
+        return self._keep(made)
 
     def publish_probes(self, unit: int, write: Callable[[Path], object]) -> None:
         """Publish a unit's probes, before its shard; if they are there already, these stay.
@@ -111,14 +117,25 @@ class LabelSetWriter:
             if self._target.publish(temporary, name):
                 self._probes[unit] = made
 
-    def publish(self, records: Records, summary: UnitSummary) -> Receipt:
+    def publish(
+        self,
+        records: Records,
+        summary: UnitSummary,
+        *,
+        seconds: float | None = None,
+        accelerator: str | None = None,
+    ) -> Receipt:
         """Write, check and publish one unit's shard; if another worker was first, its shard stays.
+
+        Args:
+            seconds: that making the records took; those of writing them are added. None: unknown.
+            accelerator: where that was.
 
         Raises:
             InputError: the disk is full or not writable; nothing half-written remains.
             RemoteError: the store cannot be written to; nothing half-written remains.
         """
-        name = layout.shard_path(self.split, summary.unit)
+        name, began = layout.shard_path(self.split, summary.unit), time.perf_counter()
         temporary = self.scratch / Path(name).name
         with disk_errors(self._target):
             # Where the shard is there, another job published it, and may have finished the set.
@@ -138,8 +155,11 @@ class LabelSetWriter:
                 raise LabelSetError(f"{name}: {made.rows} rows were read back of {len(records)}")
             if not self._target.publish(temporary, name, receipt=made):
                 return self.receipt(summary.unit) or self._rebuilt(summary.unit)
-            self._keep(made)
-        return made
+            if seconds is not None:
+                seconds += time.perf_counter() - began
+                seconds = seconds if seconds >= 0 else None  # a clock that was set back
+            how = {"seconds": seconds, "accelerator": accelerator}
+            return self._keep(made.model_copy(update=how))
 
     def finish(self, units: int, source_rows: int | None = None) -> Manifest:
         """Check keys, write the tables and the card, and the manifest last.
@@ -152,12 +172,8 @@ class LabelSetWriter:
             PlanMismatchError: they hold another number of rows: ranks had different data.
             DuplicateKeyError: a stream brought a key twice; the set stays unfinished.
         """
-        if (data := self._target.read(layout.MANIFEST)) is not None:
-            # By an earlier run, or by another job while this one was at work.
-            self._target.drop(layout.RECEIPTS)
-            found = manifest.parse(data, where=f"{self.name}/{layout.MANIFEST}")
-            self._check_rows(found.totals.source_rows, source_rows)
-            return found
+        if (finished := self._finished_before(source_rows)) is not None:
+            return finished
         self._target.look_ahead()
         with disk_errors(self._target):
             made = in_order(self._settled, range(units), workers=self._target.workers)
@@ -169,6 +185,10 @@ class LabelSetWriter:
                 open_shard=self.shard,
             )
             self._check_rows(tables.totals.source_rows, source_rows)
+            # If another job did it meanwhile, it dropped the receipts. Those that were rebuilt
+            # lack what no shard has, so this table is not the one that its manifest names.
+            if (finished := self._finished_before(source_rows)) is not None:
+                return finished
             digests = {}
             for name in tables.names:
                 digests[name] = file_sha256(self.scratch / name)
@@ -187,6 +207,15 @@ class LabelSetWriter:
         self._target.drop(layout.RECEIPTS)
         return finished
 
+    def _finished_before(self, source_rows: int | None) -> Manifest | None:
+        """The manifest, if an earlier run wrote it, or another job while this one was at work."""
+        if (data := self._target.read(layout.MANIFEST)) is None:
+            return None
+        self._target.drop(layout.RECEIPTS)
+        found = manifest.parse(data, where=f"{self.name}/{layout.MANIFEST}")
+        self._check_rows(found.totals.source_rows, source_rows)
+        return found
+
     def _check_rows(self, labelled: int, there: int | None) -> None:
         if there is not None and labelled != there:
             raise PlanMismatchError(
@@ -202,8 +231,8 @@ class LabelSetWriter:
         return sum(receipt is None for receipt in found)
 
     def _settled(self, unit: int) -> Receipt:
-        """A unit's receipt, when its keys are at hand."""
-        found = self.receipt(unit) or self._rebuilt(unit)
+        """A unit's receipt, when its keys are at hand: to read them next, its shard is opened."""
+        found = self._found(unit) or self._rebuilt(unit)
         self._target.bring_keys(found)
         return found
 
@@ -249,9 +278,14 @@ class LabelSetWriter:
         found = sum(map(len, probes.read(file, classes=self.plan.teacher.classes, name=name)))
         return {"probes": found, "probes_sha256": file_sha256(file)}
 
-    def _keep(self, receipt: Receipt) -> None:
+    def _keep(self, receipt: Receipt) -> Receipt:
+        """Keep a unit's receipt, unless it has one: that stays, so that all jobs find the same."""
+        name, temporary = layout.receipt_path(receipt.unit), self.scratch / uuid.uuid4().hex
+        temporary.write_text(receipt.model_dump_json())
         with suppress(FileNotFoundError):  # another job finished the set and removed the folder
-            self._replace(layout.receipt_path(receipt.unit), receipt.model_dump_json().encode())
+            if not self._target.publish(temporary, name) and (data := self._target.read(name)):
+                return manifest.parse_receipt(data, where=name)
+        return receipt
 
     def _replace(self, name: str, data: bytes) -> None:
         temporary = self.scratch / uuid.uuid4().hex
@@ -260,7 +294,8 @@ class LabelSetWriter:
 
     def _unfinish(self) -> None:
         """A finished set that lost a shard becomes an unfinished one again."""
-        for _ in in_order(self._keep, self._finished, workers=self._target.workers):
+        kept = (one for one in self._finished if self._target.size(one.path) is not None)
+        for _ in in_order(self._keep, kept, workers=self._target.workers):
             pass
         self._target.remove(layout.MANIFEST)
 

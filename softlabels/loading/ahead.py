@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
+
+from softlabels.labelset.parallel import each_with
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -29,16 +30,8 @@ def made_ahead(
         yield from ((item, make(item)) for item in work)
         return
     pool = ThreadPoolExecutor(threads, "softlabels-loader")
-    waiting: deque[tuple[A, Future[B]]] = deque()
     try:
-        for item in work:
-            waiting.append((item, pool.submit(make, item)))
-            if len(waiting) > ahead:
-                first, made = waiting.popleft()
-                yield first, made.result()
-        while waiting:
-            first, made = waiting.popleft()
-            yield first, made.result()
+        yield from each_with(make, work, pool, ahead=ahead)
     finally:
         # An epoch left early does not wait for what nobody will use.
         pool.shutdown(wait=False, cancel_futures=True)

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from softlabels.errors import InputError, JoinError, quoted
 from softlabels.inputs.digests import input_digests, prepared_digest
-from softlabels.inputs.prepare import Windows, prepare
+from softlabels.inputs.prepare import prepare
 from softlabels.inputs.sources import Source, open_source
+from softlabels.inputs.windows import Windows
 from softlabels.labels import SoftLabels
 from softlabels.labelset.reader import LabelSet
 from softlabels.labelset.records import Records

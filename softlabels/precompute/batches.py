@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from softlabels.inputs.prepare import Windows
+from softlabels.inputs.windows import Windows
 
 # What a batch costs beside its tokens, in tokens: weights are read once for all of it.
 _BATCH_COST = 256

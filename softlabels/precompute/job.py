@@ -16,7 +16,7 @@ from softlabels import codecs
 from softlabels.codecs import Plain, Preset
 from softlabels.errors import InputError, quoted
 from softlabels.inputs import tokenizer as tokenizers
-from softlabels.inputs.prepare import OnLong, Preparation
+from softlabels.inputs.preparation import OnLong, Preparation
 from softlabels.inputs.sources import Source, open_source
 from softlabels.labelset import plan as plans
 from softlabels.labelset.plan import Plan, SelectionPlan

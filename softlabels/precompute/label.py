@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from softlabels.errors import LabellingError, SoftLabelsError, TeacherError, quoted
-from softlabels.inputs.prepare import Windows, prepare
+from softlabels.inputs.prepare import prepare
+from softlabels.inputs.windows import Windows
 from softlabels.labels import SoftLabels
 from softlabels.labelset.plan import Plan
 from softlabels.labelset.probes import choose

@@ -7,7 +7,6 @@ import os
 import pickle
 import sys
 import time
-from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from softlabels.errors import LabellingError
+from softlabels.precompute.hand_out import IN_FLIGHT, TRIES, HandOut
 from softlabels.precompute.job import Job
 from softlabels.precompute.ray_cluster import connected
 from softlabels.precompute.tasks import Task
-from softlabels.precompute.worker import IN_FLIGHT, TRIES, Done, Failed, Worker, ended_each, sent
+from softlabels.precompute.worker import Done, Failed, Worker, sent
 
 if TYPE_CHECKING:
     from softlabels.precompute.executors import Ray
@@ -107,11 +107,10 @@ class _Crew:
         resources: Mapping[str, float],
         how: Ray,
     ) -> None:
-        self._ray, self._out, self._tasks, self._how = ray, out, tasks, how
+        self._ray, self._out, self._how = ray, out, how
+        self._hand_out = HandOut(tasks)
         self._resources = dict(resources)
         self._job = ray.put(job)
-        self._returned: deque[Task] = deque()
-        self._tries: Counter[int] = Counter()
         self._members: list[_Member] = []
         # What is waited for: whose it is; of a unit, which one.
         self._waiting: dict[Any, tuple[_Member, int | None]] = {}
@@ -122,7 +121,7 @@ class _Crew:
     def run(self) -> Iterator[Done]:
         for _ in range(self._how.actors):
             self._start()
-        while self._hand_out() or any(member.tasks for member in self._members):
+        while self._hand_out.give(self._members, self._send):
             refs = list(self._waiting)
             ready, _ = self._ray.wait(refs, num_returns=1, timeout=_LOOK_S)
             for ref in ready:
@@ -130,18 +129,8 @@ class _Crew:
                     yield from self._take(ref)
             self._check_patience()
 
-    def _hand_out(self) -> bool:
-        """Give units to those who have the fewest; whether there may be more to give."""
-        while True:
-            free = [m for m in self._members if m.ready and len(m.tasks) < IN_FLIGHT]
-            if not free:
-                return True
-            task = self._returned.popleft() if self._returned else next(self._tasks, None)
-            if task is None:
-                return False
-            member = min(free, key=lambda one: len(one.tasks))
-            member.tasks[task.number] = task
-            self._waiting[member.actor.label.remote(task)] = (member, task.number)
+    def _send(self, member: _Member, task: Task) -> None:
+        self._waiting[member.actor.label.remote(task)] = (member, task.number)
 
     def _take(self, ref: Any) -> Iterator[Done]:
         member, number = self._waiting.pop(ref)
@@ -184,12 +173,7 @@ class _Crew:
                     f"{TRIES} actors ended before they could begin; the last one: {reason}. Data, "
                     "teacher, the folder and softlabels itself have to be on every node"
                 ) from error
-        for task in member.tasks.values():
-            self._tries[task.number] += 1
-            if self._tries[task.number] >= TRIES:
-                tries = self._tries[task.number]
-                raise LabellingError(ended_each(task, tries, f"was lost: {reason}")) from error
-        self._returned.extend(member.tasks.values())
+        self._hand_out.take_back(member, f"was lost: {reason}", error)
         self._waiting = {r: held for r, held in self._waiting.items() if held[0] is not member}
         self._members.remove(member)
         if self._first is member and not self._begun:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from softlabels.errors import TeacherError
-from softlabels.inputs.prepare import Windows
+from softlabels.inputs.windows import Windows
 from softlabels.labels import FIELDS, SoftLabels
 from softlabels.labelset.probes import Probes
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from softlabels import ranks
 from softlabels.errors import InputError
-from softlabels.inputs.prepare import OnLong
+from softlabels.inputs.preparation import OnLong
 from softlabels.labelset.manifest import Receipt
 from softlabels.labelset.reader import LabelSet
 from softlabels.labelset.target import Out, address, earlier
@@ -19,9 +19,9 @@ from softlabels.precompute.executors import Executor, Local, Ray, named
 from softlabels.precompute.job import Job, settle
 from softlabels.precompute.label import OnError
 from softlabels.precompute.pipeline import Ahead, Behind
-from softlabels.precompute.step import Step, begun
+from softlabels.precompute.step import Made, Step, begun
 from softlabels.precompute.tasks import Share, Task, Tasks
-from softlabels.precompute.unit import Labelled, Prepared
+from softlabels.precompute.unit import Prepared
 from softlabels.precompute.worker import Done
 from softlabels.progress import Seen, Tracker, shown
 from softlabels.selection import Selection
@@ -166,7 +166,7 @@ def _label_here(job: Job, out: Out, tasks: Tasks, share: Share, tracker: Tracker
     with begun(out, job) as writer:
         step = Step.of(job, writer)
 
-        def write(made: Labelled) -> None:
+        def write(made: Made) -> None:
             receipt = step.publish(made)
             tracker.finish(receipt.bytes, receipt.positions)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+
+import torch
 
 from softlabels.errors import PlanMismatchError, quoted
 from softlabels.inputs.sources import Source
@@ -24,6 +27,19 @@ from softlabels.progress import Seen
 
 
 @dataclass(frozen=True)
+class Made:
+    """A unit's labels, ready to be written.
+
+    Attributes:
+        labelled: them.
+        seconds: that the teacher and the selection took for them.
+    """
+
+    labelled: Labelled
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Step:
     """What labels a unit, in three stages; a pure function of the unit and the plan.
 
@@ -34,12 +50,14 @@ class Step:
         writer: of the set.
         labeller: of the plan.
         finished_units: of a finished set, one that lost a shard included; None of another.
+        accelerator: where the teacher runs; None where that is not known.
     """
 
     source: Source
     writer: LabelSetWriter
     labeller: Labeller
     finished_units: int | None
+    accelerator: str | None
 
     @classmethod
     def of(cls, job: Job, writer: LabelSetWriter) -> Step:
@@ -48,7 +66,7 @@ class Step:
         labeller = Labeller(
             job.teacher, job.selection, writer.plan, job.on_error, keep_logits=keep_logits
         )
-        return cls(job.source, writer, labeller, writer.finished_units)
+        return cls(job.source, writer, labeller, writer.finished_units, _accelerator(job.teacher))
 
     def watched(self, advance: Callable[[int, int, Seen], None], again: Callable[[], None]) -> Step:
         """The same, which tells of every batch; see `Labeller`."""
@@ -76,22 +94,35 @@ class Step:
             )
         return self.labeller.prepare(unit)
 
-    def label(self, task: Task, prepared: Prepared) -> Labelled:
+    def label(self, task: Task, prepared: Prepared) -> Made:
         """Run the teacher.
 
         Raises:
             LabellingError: a sample cannot be labelled and `on_error` is "raise".
         """
-        rows = self.source.rows
+        rows, began = self.source.rows, time.perf_counter()
         share = quota(self.writer.plan.probes, task.rows, rows) if rows else 0
-        return self.labeller(prepared, share)
+        labelled = self.labeller(prepared, share)
+        return Made(labelled, time.perf_counter() - began)
 
-    def publish(self, made: Labelled) -> Receipt:
+    def publish(self, made: Made) -> Receipt:
         """Write the shard, unless another one was first."""
-        if made.probes is not None:
-            write = partial(write_probes, probes=made.probes)
-            self.writer.publish_probes(made.summary.unit, write)
-        return self.writer.publish(made.records, made.summary)
+        found, began = made.labelled, time.perf_counter()
+        if found.probes is not None:
+            write = partial(write_probes, probes=found.probes)
+            self.writer.publish_probes(found.summary.unit, write)
+        seconds = made.seconds + time.perf_counter() - began
+        return self.writer.publish(
+            found.records, found.summary, seconds=seconds, accelerator=self.accelerator
+        )
+
+
+def _accelerator(teacher: Any) -> str | None:
+    """The name of the teacher's device, if it has one here: a server's is not known."""
+    device = getattr(teacher, "device", None)
+    if device is None:
+        return None
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device.type)
 
 
 @contextmanager

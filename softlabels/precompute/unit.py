@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from softlabels.inputs.digests import DIGEST_TYPE, input_digests, prepared_digest, unit_digest
-from softlabels.inputs.prepare import Windows
+from softlabels.inputs.windows import Windows
 from softlabels.labels import SoftLabels
 from softlabels.labelset.plan import Plan
 from softlabels.labelset.probes import Probes

@@ -14,15 +14,10 @@ from softlabels.errors import InputError, LabellingError, TeacherError, quoted
 from softlabels.labelset.manifest import Receipt
 from softlabels.labelset.target import earlier
 from softlabels.precompute.job import Job
-from softlabels.precompute.step import Step, begun
+from softlabels.precompute.step import Made, Step, begun
 from softlabels.precompute.tasks import Task
-from softlabels.precompute.unit import Labelled, Prepared
+from softlabels.precompute.unit import Prepared
 from softlabels.progress import NOTHING_SEEN, Seen
-
-# Units that a worker has at a time: while one is labelled, the other is read or written.
-IN_FLIGHT = 2
-# A unit that ended so many workers would end the next one too.
-TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -103,7 +98,7 @@ class Worker:
         made, tokens, seen = self._labelling.submit(self._label, task, found).result()
         return Done(task.number, self._step.publish(made), tokens, seen, labelled=True)
 
-    def _label(self, task: Task, prepared: Prepared) -> tuple[Labelled, int, Seen]:
+    def _label(self, task: Task, prepared: Prepared) -> tuple[Made, int, Seen]:
         self._again()
         made = self._step.label(task, prepared)
         return made, self._tokens, self._seen
@@ -147,15 +142,6 @@ def sent(job: Job, dumps: Callable[[object], bytes] = pickle.dumps) -> bytes:
             f"the data cannot be sent to another process: {_reason(error)}. Pass a path, a "
             "Dataset, or rows that can be pickled; or label with workers=1"
         ) from error
-
-
-def ended_each(task: Task, tries: int, how: str) -> str:
-    """What is said of a unit that so many workers did not survive."""
-    return (
-        f"work unit {task.number} (rows {task.rows.start} to {task.rows.stop - 1}) was given to "
-        f"{tries} workers, and each ended; the last one {how}. If the system's memory ran out, "
-        "label with fewer workers, or a smaller unit_rows or batch_tokens"
-    )
 
 
 def _reason(error: BaseException) -> str:

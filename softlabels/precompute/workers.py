@@ -8,7 +8,6 @@ import pickle
 import signal
 import threading
 import time
-from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -21,9 +20,10 @@ from typing import Any
 import torch
 
 from softlabels.errors import LabellingError
+from softlabels.precompute.hand_out import IN_FLIGHT, HandOut
 from softlabels.precompute.job import Job
 from softlabels.precompute.tasks import Task
-from softlabels.precompute.worker import IN_FLIGHT, TRIES, Done, Failed, Worker, ended_each, sent
+from softlabels.precompute.worker import Done, Failed, Worker, sent
 from softlabels.ranks import local_rank
 
 _END_S = 10.0
@@ -69,9 +69,8 @@ class _Crew:
     def __init__(
         self, job: bytes, out: str, tasks: Iterator[Task], devices: list[str | None], workers: int
     ) -> None:
-        self._job, self._out, self._tasks, self._devices = job, out, tasks, devices
-        self._returned: deque[Task] = deque()
-        self._tries: Counter[int] = Counter()
+        self._job, self._out, self._devices = job, out, devices
+        self._hand_out = HandOut(tasks)
         cores = len(os.sched_getaffinity(0))
         self._threads = max(1, min(torch.get_num_threads(), cores // workers))
         self._workers, self._members, self._begun = workers, list[_Member](), False
@@ -79,28 +78,14 @@ class _Crew:
     def run(self) -> Iterator[Done]:
         for number in range(self._workers):
             self._members.append(self._start(number))
-        self._begin(self._members[0])
-        while self._hand_out() or any(member.tasks for member in self._members):
+        _send(self._members[0], _BEGIN)
+        while self._hand_out.give(self._members, _send):
             sources: list[Any] = []
             for member in self._members:
                 sources += [member.pipe, member.process.sentinel]
             heard = set(wait(sources))
             for member in list(self._members):
                 yield from self._hear(member, heard)
-
-    def _hand_out(self) -> bool:
-        """Give units to those who have the fewest; whether there may be more to give."""
-        while True:
-            free = [m for m in self._members if m.ready and len(m.tasks) < IN_FLIGHT]
-            if not free:
-                return True
-            task = self._returned.popleft() if self._returned else next(self._tasks, None)
-            if task is None:
-                return False
-            member = min(free, key=lambda one: len(one.tasks))
-            member.tasks[task.number] = task
-            with suppress(OSError):  # it has ended, which is noticed when it is waited for
-                member.pipe.send(task)
 
     def _hear(self, member: _Member, heard: set[Any]) -> Iterator[Done]:
         ended = member.process.sentinel in heard
@@ -120,7 +105,7 @@ class _Crew:
             if not self._begun:  # the plan is there, which the others go by
                 self._begun = True
                 for other in self._members[1:]:
-                    self._begin(other)
+                    _send(other, _BEGIN)
             return
         del member.tasks[message.number]
         yield message
@@ -135,19 +120,11 @@ class _Crew:
                 "script that labels with several workers has to do so below `if __name__ == "
                 '"__main__":`, because each worker imports it'
             )
-        for task in member.tasks.values():
-            self._tries[task.number] += 1
-            if self._tries[task.number] >= TRIES:
-                raise LabellingError(ended_each(task, self._tries[task.number], how))
-        self._returned.extend(member.tasks.values())
+        self._hand_out.take_back(member, how)
         member.pipe.close()
         other = self._start(member.number)
         self._members[self._members.index(member)] = other
-        self._begin(other)
-
-    def _begin(self, member: _Member) -> None:
-        with suppress(OSError):  # it has ended, which is noticed when it is waited for
-            member.pipe.send(_BEGIN)
+        _send(other, _BEGIN)
 
     def _start(self, number: int) -> _Member:
         context = multiprocessing.get_context("spawn")
@@ -178,6 +155,11 @@ class _Crew:
                 member.process.kill()
                 member.process.join(_END_S)
             member.process.close()
+
+
+def _send(member: _Member, what: Task | str) -> None:
+    with suppress(OSError):  # it has ended, which is noticed when it is waited for
+        member.pipe.send(what)
 
 
 def _work(pipe: Connection, job: bytes, out: str, threads: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from same_set import contents
 
 import softlabels as sl
 from softlabels.cli.app import run
@@ -47,14 +47,6 @@ def flip(path: Path, place: int, bit: int) -> None:
     data = bytearray(path.read_bytes())
     data[place] ^= 1 << bit
     path.write_bytes(data)
-
-
-def digests(root: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(root.rglob("*"))
-        if path.is_file()
-    }
 
 
 def places(size: int, footer: int, *, count: int) -> list[int]:
@@ -105,7 +97,7 @@ def test_a_flipped_bit_in_a_shard_whose_receipt_was_lost_stops_the_run_in_words_
 ) -> None:
     """Without a receipt only Parquet's own page checksums are left."""
     (tiny / "manifest.json").unlink()
-    shard, before = tiny / FIRST, digests(tiny)
+    shard, before = tiny / FIRST, contents(tiny)
     good = shard.read_bytes()
     footer = int.from_bytes(good[-8:-4], "little") + 8
     rng = np.random.default_rng(3)
@@ -121,7 +113,7 @@ def test_a_flipped_bit_in_a_shard_whose_receipt_was_lost_stops_the_run_in_words_
         (tiny / "manifest.json").unlink(missing_ok=True)
         shard.write_bytes(good)
     precompute(tiny)
-    assert {k: v for k, v in digests(tiny).items() if k in before} == before
+    assert {k: v for k, v in contents(tiny).items() if k in before} == before
 
 
 def cut(root: Path) -> None:
@@ -226,17 +218,17 @@ def test_damage_is_named_and_after_repair_the_same_command_makes_the_same_set(
     damage: Callable[[Path], None],
     files: set[str],
 ) -> None:
-    before = digests(tiny)
+    before = contents(tiny)
     damage(tiny)
     assert {finding.file for finding in verify(tiny).findings} == files
     assert run(["verify", str(tiny), "--repair"]) == 1
     shown = capsys.readouterr().out
     assert all(name in shown for name in files)
     untouched = {name for name in (FIRST, SECOND) if name not in files}
-    assert untouched <= digests(tiny).keys(), "repair dropped a shard that is well"
+    assert untouched <= contents(tiny).keys(), "repair dropped a shard that is well"
     assert not (tiny / "manifest.json").exists()
     precompute(tiny)
-    assert digests(tiny) == before
+    assert contents(tiny) == before
     assert run(["verify", str(tiny)]) == 0
 
 
@@ -257,11 +249,11 @@ def test_a_changed_plan_is_named_and_repair_drops_nothing_because_it_cannot_be_m
 ) -> None:
     text = (tiny / "plan.json").read_text()
     (tiny / "plan.json").write_text(text.replace('"name": "table"', '"name": "other"'))
-    before = digests(tiny)
+    before = contents(tiny)
     assert {finding.file for finding in verify(tiny).findings} == {"plan.json"}
     assert run(["verify", str(tiny), "--repair"]) == 1
     assert "plan.json" in capsys.readouterr().out
-    assert digests(tiny) == before
+    assert contents(tiny) == before
     with pytest.raises(CorruptShardError, match=r"plan\.json"):
         sl.LabelSet.open(tiny)
 
@@ -283,7 +275,7 @@ def test_a_damaged_tokenizer_is_named_dropped_and_saved_again(
     finished_set: Path, teacher_dir: Path, rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     root = Path(shutil.copytree(finished_set, tmp_path / "labels"))
-    before = digests(root)
+    before = contents(root)
     flip(root / "tokenizer" / "tokenizer.json", 50, 0)
     assert [f.file for f in verify(root).findings] == ["tokenizer/tokenizer.json"]
     assert run(["verify", str(root), "--repair"]) == 1
@@ -299,22 +291,22 @@ def test_a_damaged_tokenizer_is_named_dropped_and_saved_again(
         batch_tokens=512,
         progress=False,
     )
-    assert digests(root) == before
+    assert contents(root) == before
 
 
 def test_a_finished_set_that_lost_a_shard_is_made_whole_without_repair(
     tiny: Path, precompute: Precompute
 ) -> None:
-    before = digests(tiny)
+    before = contents(tiny)
     (tiny / FIRST).unlink()
     precompute(tiny)
-    assert digests(tiny) == before
+    assert contents(tiny) == before
 
 
 def test_a_damaged_receipt_of_an_unfinished_set_is_named_and_rebuilt(
     tiny: Path, precompute: Precompute
 ) -> None:
-    before = digests(tiny)
+    before = contents(tiny)
     (tiny / FIRST).unlink()
     assert run(["verify", str(tiny), "--repair"]) == 1
     assert not (tiny / "manifest.json").exists()
@@ -322,7 +314,7 @@ def test_a_damaged_receipt_of_an_unfinished_set_is_named_and_rebuilt(
     assert [f.file for f in verify(tiny).findings] == ["receipts/00001.json"]
     assert run(["verify", str(tiny), "--repair"]) == 1
     precompute(tiny)
-    assert digests(tiny) == before
+    assert contents(tiny) == before
 
 
 def test_two_logits_that_round_to_one_log_prob_are_no_finding(
@@ -363,12 +355,12 @@ def test_a_repeated_key_is_found_and_repair_drops_nothing(
     monkeypatch.setattr(tables, "check_unique", lambda *_, **__: None)
     rows = [{"id": "twice", "ids": [1]}, {"id": "once", "ids": [2]}, {"id": "twice", "ids": [3]}]
     root = precompute(tmp_path / "labels", iter(rows), unit_rows=1).root
-    before = digests(root)
+    before = contents(root)
     (finding,) = verify(root).findings
     assert finding.file == "data"
     assert '"twice"' in finding.problem
     assert run(["verify", str(root), "--repair"]) == 1
-    assert digests(root) == before
+    assert contents(root) == before
 
 
 def test_shards_without_a_receipt_are_looked_at_too(tiny: Path) -> None:

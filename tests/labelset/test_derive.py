@@ -434,11 +434,11 @@ KILLS = [
     ("before link", 2),  # the first unit's probes
     ("after link", 2),
     ("while writing", 1),  # its shard
-    ("before small file", 1),  # its receipt, after its shard
-    ("before link", 5),  # the second unit's shard
-    ("before small file", 4),  # shards.parquet
-    ("before small file", 8),  # manifest.json
-    ("after small file", 8),
+    ("before link", 4),  # its receipt, after its shard
+    ("before link", 6),  # the second unit's shard
+    ("before small file", 1),  # shards.parquet
+    ("before small file", 5),  # manifest.json
+    ("after small file", 5),
 ]
 
 

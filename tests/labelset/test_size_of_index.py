@@ -16,7 +16,8 @@ from softlabels.labelset.keys import KeyIndex, write_index
 @pytest.fixture(params=[1, 2, 9, 1 << 20])
 def _sorted_in_parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keys, "_SORTED_RECORDS", request.param)
-    monkeypatch.setattr(keys, "_HELD_RECORDS", 7)
+    # Fewer, and more, than the first keys to come.
+    monkeypatch.setattr(keys, "_HELD_RECORDS", 4 if request.param == 2 else 7)
 
 
 @pytest.mark.usefixtures("_sorted_in_parts")

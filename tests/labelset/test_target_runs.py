@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from fake_store import FakeStore, store
+from same_set import compared, contents
 
 import softlabels as sl
 from softlabels.cli.app import run as command
@@ -25,8 +26,12 @@ Precompute = Callable[..., sl.LabelSet]
 @pytest.fixture(scope="module")
 def whole(pristine: Path) -> dict[str, bytes]:
     """Every file of the set in a folder."""
-    files = (path for path in pristine.rglob("*") if path.is_file())
-    return {path.relative_to(pristine).as_posix(): path.read_bytes() for path in files}
+    return contents(pristine)
+
+
+def in_store(store: type[FakeStore]) -> dict[str, bytes]:
+    """Every object of the set."""
+    return compared(store.contents("set"))
 
 
 class Killed(BaseException):
@@ -49,7 +54,7 @@ def test_a_set_in_a_store_is_the_one_in_a_folder_byte_for_byte(
     tmp_path: Path,
 ) -> None:
     labels = precompute(OUT)
-    assert store.contents("set") == whole
+    assert in_store(store) == whole
     assert labels.name == OUT
     assert store.done("read", "data/") == []  # the keys were kept when the shards were put
     for mine, theirs in zip(labels[:], sl.LabelSet.open(pristine)[:], strict=True):
@@ -66,9 +71,8 @@ def test_labelling_with_probes_tokenizer_and_rejects_is_the_same_in_both(
             [*rows[1:6], {"id": "empty", "text": ""}], teacher_dir, out, selection=sl.TopK(4),
             key="id", max_length=32, unit_rows=2, probes=5, on_error="skip", progress=False,
         )  # fmt: skip
-    files = (path for path in (tmp_path / "set").rglob("*") if path.is_file())
-    local = {path.relative_to(tmp_path / "set").as_posix(): path.read_bytes() for path in files}
-    assert store.contents("set") == local
+    local = contents(tmp_path / "set")
+    assert in_store(store) == local
     assert {name.split("/")[0] for name in local} >= {"tokenizer", "probes", "rejects.parquet"}
     assert store.done("read", "probes/") == []
 
@@ -80,7 +84,7 @@ def test_the_same_command_again_puts_nothing(
     store.asked.clear()
     precompute(OUT)
     assert [path for path in store.done("put", "") if "/.tmp/" not in path] == []
-    assert store.contents("set") == whole
+    assert in_store(store) == whole
 
 
 KILLS = [
@@ -114,7 +118,7 @@ def test_a_run_that_ended_anywhere_goes_on_to_the_same_set(
     before = set(store.contents("set"))
     store.asked.clear()
     precompute(OUT)
-    assert store.contents("set") == whole
+    assert in_store(store) == whole
     for name in before & {"plan.json", "data/train-00000.parquet", "data/train-00001.parquet"}:
         assert store.done("put", name) == [], f"{name} was made twice"
 
@@ -139,7 +143,7 @@ def test_resuming_reads_of_a_shard_its_footer_and_keys_and_all_of_one_without_a_
     assert store.sent[second] >= len(store.objects[second])
     store.fault = None
     precompute(OUT)
-    assert store.contents("set") == whole
+    assert in_store(store) == whole
 
 
 def test_any_request_may_fail_once(
@@ -155,7 +159,7 @@ def test_any_request_may_fail_once(
 
     store.fault = flaky
     precompute(OUT)
-    assert store.contents("set") == whole
+    assert in_store(store) == whole
     assert len(failed) > 2 * len(whole)
 
 
@@ -178,7 +182,7 @@ def test_a_put_that_always_fails_ends_the_run_and_what_is_finished_stays(
         sl.LabelSet.open(OUT)
     store.fault = None
     precompute(OUT)
-    assert store.contents("set") == whole
+    assert in_store(store) == whole
 
 
 def test_of_two_writers_of_a_unit_the_first_ones_shard_stays(
@@ -212,7 +216,7 @@ def test_a_shard_that_is_lost_from_a_finished_set_is_labelled_again(
     precompute(OUT)
     del store.objects[FIRST]
     precompute(OUT)
-    assert store.contents("set") == whole
+    assert in_store(store) == whole
 
 
 def test_a_shard_that_was_replaced_is_told(
@@ -226,7 +230,7 @@ def test_a_shard_that_was_replaced_is_told(
         precompute(OUT)
     del store.objects[FIRST]
     precompute(OUT)
-    assert store.contents("set") == whole
+    assert in_store(store) == whole
 
 
 def test_other_data_and_another_recipe_are_refused_by_the_sets_url(
@@ -260,7 +264,7 @@ def test_ranks_share_a_store_and_what_is_done_so_far_can_be_read(
     gc.collect()
     assert not folder.exists()
     assert precompute(OUT, rank=0, world_size=2).finished
-    assert store.contents("set") == whole
+    assert in_store(store) == whole
     assert sl.LabelSet.open(OUT, unfinished=True).finished
 
 

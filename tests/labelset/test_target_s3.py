@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from same_set import compared, contents
 
 import softlabels as sl
 from softlabels.errors import InputError, RemoteError
@@ -51,17 +52,12 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     running.stop()
 
 
-def contents() -> dict[str, bytes]:
+def in_bucket() -> dict[str, bytes]:
     """Every object of the set."""
     files = s3fs.S3FileSystem(use_listings_cache=False)
     start = OUT.removeprefix("s3://") + "/"
     found = files.find(start)
-    return {path.removeprefix(start): files.cat_file(path) for path in found}
-
-
-def of_folder(root: Path) -> dict[str, bytes]:
-    files = (path for path in root.rglob("*") if path.is_file())
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
+    return compared({path.removeprefix(start): files.cat_file(path) for path in found})
 
 
 @pytest.mark.usefixtures("server")
@@ -69,11 +65,11 @@ def test_a_set_in_a_bucket_is_the_one_in_a_folder_byte_for_byte(
     pristine: Path, precompute: Callable[..., sl.LabelSet]
 ) -> None:
     labels = precompute(OUT)
-    assert contents() == of_folder(pristine)
+    assert in_bucket() == contents(pristine)
     for mine, theirs in zip(labels[:], sl.LabelSet.open(pristine)[:], strict=True):
         assert torch.equal(mine.log_probs, theirs.log_probs)
     precompute(OUT)
-    assert contents() == of_folder(pristine)
+    assert in_bucket() == contents(pristine)
 
 
 @pytest.mark.usefixtures("server")
@@ -84,7 +80,7 @@ def test_a_run_that_lost_files_in_a_bucket_goes_on_to_the_same_set(
     precompute(OUT)
     s3fs.S3FileSystem().rm([f"{OUT}/{name}" for name in lost])
     precompute(OUT)
-    assert contents() == of_folder(pristine)
+    assert in_bucket() == contents(pristine)
 
 
 @pytest.mark.usefixtures("server")

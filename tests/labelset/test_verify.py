@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from same_set import contents
 
 import softlabels as sl
 from softlabels.cli.app import run
@@ -20,12 +21,6 @@ from softlabels.labelset.verify_again import command
 from softlabels.labelset.writer import begin
 
 Precompute = Callable[..., sl.LabelSet]
-
-
-def contents(root: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()
-    }
 
 
 def flip(path: Path) -> None:

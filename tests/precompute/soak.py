@@ -36,7 +36,10 @@ import datasets  # noqa: F401  # what a job imports late is here before the firs
 import numba  # noqa: F401
 import numpy as np
 import torch
-from tables import CLASSES, TableTeacher, contents
+
+sys.path.append(str(Path(__file__).parents[1]))
+from same_set import contents
+from tables import CLASSES, TableTeacher
 
 import softlabels as sl
 from softlabels.labelset.verify import verify

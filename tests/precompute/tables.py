@@ -1,22 +1,14 @@
-"""A teacher that is a table and tells whether it ran, and what is on disk."""
+"""A teacher that is a table and tells whether it ran."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 
 import softlabels as sl
 
 CLASSES = 16
-
-
-def contents(root: Path) -> dict[str, bytes]:
-    """Every file below a folder, hidden ones too."""
-    return {
-        str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()
-    }
 
 
 class TableTeacher:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tables import TableTeacher, contents
+from same_set import contents
+from tables import TableTeacher
 
 import softlabels as sl
 from softlabels.errors import DuplicateKeyError, InputError, TeacherError

@@ -16,7 +16,8 @@ from tables import TableTeacher
 
 import softlabels as sl
 from softlabels.errors import InputError
-from softlabels.inputs.prepare import Preparation, prepare
+from softlabels.inputs.preparation import Preparation
+from softlabels.inputs.prepare import prepare
 from softlabels.precompute.batches import bucketed, packed, padded, rows_of_many
 from softlabels.precompute.label import Labeller
 

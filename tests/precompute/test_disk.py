@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from tables import TableTeacher, contents
+from same_set import contents
+from tables import TableTeacher
 
 import softlabels as sl
 from softlabels.errors import InputError

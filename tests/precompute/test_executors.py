@@ -29,12 +29,13 @@ from on_executors import (
     slow,
     write_rows,
 )
-from tables import TableTeacher, contents
+from same_set import contents
+from tables import TableTeacher
 
 import softlabels as sl
 from softlabels.errors import InputError, LabellingError, TeacherError
 from softlabels.labelset.verify import verify
-from softlabels.precompute import workers
+from softlabels.precompute import hand_out
 from softlabels.precompute.executors import Local, Ray, named
 from softlabels.precompute.worker import InOtherProcess
 
@@ -130,7 +131,7 @@ def test_a_killed_worker_gives_its_units_to_another_also_those_of_a_stream(
 def test_a_unit_that_no_worker_survives_is_named(
     tmp_path: Path, data: str, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "TRIES", 2)
+    monkeypatch.setattr(hand_out, "TRIES", 2)
     unit, out = FATAL_ROW // UNIT_ROWS, tmp_path / "set"
     with pytest.raises(LabellingError, match=r"work unit .*each ended.*SIGKILL") as error:
         job(data, out, workers=2, teacher=TableTeacher(wrong=always_killing))

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from on_executors import UNITS, job, write_rows
-from tables import TableTeacher, contents
+from same_set import contents
+from tables import TableTeacher
 
 import softlabels as sl
 from softlabels.errors import InputError

@@ -17,7 +17,8 @@ from typing import Any
 import psutil
 import pytest
 from on_executors import UNITS, job, killing, of_ray, slow, write_rows
-from tables import TableTeacher, contents
+from same_set import contents
+from tables import TableTeacher
 
 from softlabels.labelset.verify import verify
 from softlabels.precompute import on_ray
@@ -121,7 +122,7 @@ import os, sys
 from on_executors import TableTeacher, always_killing, job, listening, of_ray
 from pathlib import Path
 from softlabels.errors import LabellingError
-from softlabels.precompute import on_ray
+from softlabels.precompute import hand_out, on_ray
 from softlabels.precompute.executors import Ray
 
 data, out = sys.argv[1], Path(sys.argv[2])
@@ -133,7 +134,7 @@ def looking(crew, ref):
         heard.extend([os.environ["RAY_AUTH_MODE"], *listening(of_ray())])
     yield from take(crew, ref)
 
-on_ray._Crew._take, on_ray.TRIES = looking, 1
+on_ray._Crew._take, hand_out.TRIES = looking, 1
 job(data, out, executor=Ray(actors=2))
 print("said", *heard, "RAY_AUTH_MODE" in os.environ, "ray" in sys.modules)
 for how, teacher in [

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tables import contents
+from same_set import contents
 
 import softlabels as sl
 from softlabels.labelset.verify import verify

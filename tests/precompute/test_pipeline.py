@@ -116,7 +116,7 @@ class Slow:
 def test_a_run_stops_within_a_batch_when_writing_fails(
     tmp_path: Path, precompute: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def publish(*_: Any) -> Any:
+    def publish(*_: Any, **__: Any) -> Any:
         raise InputError("the disk is full")
 
     rows = [{"id": f"{i}", "ids": [1, 2, 3]} for i in range(60)]

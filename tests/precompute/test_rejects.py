@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tables import CLASSES, TableTeacher, contents
+from same_set import contents
+from tables import CLASSES, TableTeacher
 
 import softlabels as sl
 from softlabels.errors import LabellingError, TeacherError

@@ -11,7 +11,8 @@ import torch
 
 import softlabels as sl
 from softlabels.errors import InputError
-from softlabels.inputs.prepare import Preparation, prepare
+from softlabels.inputs.preparation import Preparation
+from softlabels.inputs.prepare import prepare
 
 LABELS = 5
 
