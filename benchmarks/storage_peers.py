@@ -259,7 +259,9 @@ class DistillKit:
     def _expanded(self, data: Tensor) -> Tensor:
         cut = 2 * self.exact
         first = data[..., :cut].contiguous().view(torch.bfloat16)
-        coefficients = data[..., cut:].contiguous().view(torch.float32)
+        coefficients = (
+            data[..., cut:].clone(memory_format=torch.contiguous_format).view(torch.float32)
+        )
         fitted = (self._terms() * coefficients[..., None, :]).sum(-1)
         return torch.cat([first.float(), fitted], -1)
 
