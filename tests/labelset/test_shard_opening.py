@@ -49,6 +49,26 @@ def test_a_receipt_with_other_row_groups_is_refused_before_anything_is_read(tiny
             opened.read(0)
 
 
+def test_keys_of_all_row_groups_are_read_at_once_and_checked_first(
+    precompute: Precompute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard, "ROW_GROUP_POSITIONS", 2)
+    labels = precompute(tmp_path / "set")
+    for receipt, start in zip(labels.receipts, labels.receipts.starts.tolist(), strict=False):
+        file = labels.root / receipt.path
+        opened = Shard(file, receipt=receipt, name="shard")
+        assert len(receipt.group_rows) > 1
+        expected = labels.identities["key"][start : start + receipt.rows]
+        assert opened.keys().to_pylist() == expected.to_pylist()
+        last = opened.metadata.row_group(len(receipt.group_rows) - 1).column(0)
+        assert last.path_in_schema == "key"
+        data = bytearray(file.read_bytes())
+        data[last.data_page_offset + last.total_compressed_size - 1] ^= 1
+        file.write_bytes(data)
+        with pytest.raises(CorruptShardError, match="column key: digest"):
+            Shard(file, receipt=receipt, name="shard").keys()
+
+
 def test_shards_of_large_footers_are_closed_before_they_are_many(
     precompute: Precompute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
