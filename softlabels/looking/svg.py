@@ -80,5 +80,13 @@ def drawn(chart: Chart) -> Drawn:
         points=points,
         diagonal=(x(0), y(0), x(100), y(100)) if chart.kind == "calibration" else None,
         x_ticks=tuple(Tick(x(at), words) for at, words in chart.ticks),
-        y_ticks=tuple(Tick(y(at), f"{at:g}") for at in nice_steps(0.0, most, 4)),
+        y_ticks=tuple(Tick(y(at), _short(at)) for at in nice_steps(0.0, most, 4)),
     )
+
+
+def _short(value: float) -> str:
+    """A round number in the room that there is beside an axis."""
+    for unit, words in ((1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{value / unit:g}{words}"
+    return f"{value:g}"

@@ -13,6 +13,7 @@ from softlabels.labelset.receipts import Receipts
 from softlabels.looking.audit import audit
 from softlabels.looking.charts import charts
 from softlabels.looking.pages import audit_page, picture
+from softlabels.looking.svg import drawn
 from softlabels.looking.text import class_decoder, decoder
 from softlabels.looking.throughput import throughput
 
@@ -59,6 +60,14 @@ def test_neighbours_are_taken_together_where_there_are_many(
     assert found is not None
     assert found["edges"] == [*range(0, 90, 3), 90]
     assert found["rates"] == [9 / 6] * 30
+
+
+def test_numbers_beside_the_axis_are_short(counted: sl.LabelSet, tells: Any) -> None:
+    tells([1e-3] * 3, ["cpu"] * 3)
+    chart = next(c for c in charts(audit(counted)) if c.name == "throughput")
+    ticks = [tick.words for tick in drawn(chart).y_ticks]
+    assert ticks[0] == "0"
+    assert all(words.endswith("k") and len(words) <= 4 for words in ticks[1:])
 
 
 def test_a_set_that_does_not_say_has_no_chart_of_it(counted: sl.LabelSet, tells: Any) -> None:
