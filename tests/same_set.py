@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from softlabels.labelset import manifest
 from softlabels.labelset.digested import Footer
+from softlabels.labelset.publish import TEMPORARY
 from softlabels.labelset.receipts import Receipts
 
 HOW = {"seconds": None, "accelerator": None}
@@ -26,11 +27,14 @@ def contents(root: Path) -> dict[str, bytes]:
 def compared(files: dict[str, bytes]) -> dict[str, bytes]:
     """Files of label sets by name, of which tables and receipts are as if nobody had timed them.
 
-    A manifest that names another table than the one beside it stays as it is.
+    A manifest that names another table than the one beside it stays as it is, and so does what a
+    killed job left unfinished.
     """
     found = dict(files)
     for name, data in files.items():
         path = PurePosixPath(name)
+        if TEMPORARY in path.parts:
+            continue
         if path.parent.name == "receipts":
             found[name] = json.dumps(json.loads(data) | HOW).encode()
         if path.name == TABLE:
