@@ -113,7 +113,11 @@ def find(labels: LabelSet, key: str | None, part: int | None, view: int) -> int:
         JoinError: there is no such record.
     """
     if not len(labels):
-        raise InputError(f"{labels.name} holds no records yet")
+        rejects = (
+            f"; of its samples, {labels.totals.rejects:,} were rejected: see `softlabels audit`"
+        )
+        why = rejects if labels.finished else " yet"
+        raise InputError(f"{labels.name} holds no records{why}")
     if key is None:
         return 0
     wanted = _key(labels, key)

@@ -25,6 +25,8 @@ from softlabels.labelset.writer import check_directory
 # Of a shard, in one request; a request that fails is made again from its beginning.
 _PIECE_BYTES = 16 << 20
 _WORKERS = 8
+# Folders whose files the manifest never lists: shards.parquet does, or they are of unfinished sets.
+_NOT_LISTED = (layout.DATA, layout.PROBES, layout.RECEIPTS)
 _NAME = re.compile(r"[\w.-]+/[\w.-]+(@[^/]+)?")
 
 
@@ -69,6 +71,7 @@ def pull(source: str, out: str | os.PathLike[str]) -> Pulled:
         raise InputError(f"{source} is a folder here: copy it as any folder")
     data = (remote.root / layout.MANIFEST).read_bytes()
     found = manifest.parse(data, where=remote.name)
+    _check_names(found, remote.name)
     _check_same(root, found)
     with Directory(root).workspace() as scratch:
         if (root / layout.MANIFEST).is_file() and (root / layout.MANIFEST).read_bytes() != data:
@@ -83,6 +86,16 @@ def pull(source: str, out: str | os.PathLike[str]) -> Pulled:
         (scratch / layout.MANIFEST).write_bytes(data)
         replace_file(scratch / layout.MANIFEST, root / layout.MANIFEST)
     return Pulled(LabelSet.open(root), remote.name, len(fetched), sum(fetched))
+
+
+def _check_names(found: Manifest, where: str) -> None:
+    """Refuse files that would pass for shards or receipts without the checks of these."""
+    for name in found.files:
+        if name.split("/")[0] in _NOT_LISTED:
+            raise CorruptShardError(
+                f"{where}/{layout.MANIFEST} lists {name}, which no set does: nothing was fetched; "
+                "tell who published it"
+            )
 
 
 def _check_same(root: Path, found: Manifest) -> None:
@@ -125,6 +138,7 @@ def _small_files(remote: Store, root: Path, scratch: Path, found: Manifest) -> I
         temporary = scratch / uuid4().hex
         shutil.copyfile(remote.file(name, digest), temporary)
         size = temporary.stat().st_size
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
         replace_file(temporary, root / name)
         yield size
 

@@ -69,7 +69,10 @@ def problem(sample: Sample, rules: Rules) -> str | None:
 def check(sample: Sample, rules: Rules) -> None:
     """Raise `InputError` for a sample that cannot be used."""
     if (found := problem(sample, rules)) is not None:
-        raise InputError(f"{sample.where}: {found}")
+        raise InputError(
+            f"{sample.where}: {found}. Mend it, or have such samples noted as rejects with "
+            'on_error="skip" (--on-error skip)'
+        )
 
 
 def rows_digest(samples: Sequence[Sample], keys: Sequence[str | int], rules: Rules) -> str:

@@ -16,7 +16,7 @@ import softlabels as sl
 from softlabels.errors import DuplicateKeyError, InputError, JoinError
 from softlabels.labelset.verify import verify
 from softlabels.sharing import imports
-from softlabels.sharing.formats import Arrays, Axolotl, FloatLists, Format
+from softlabels.sharing.formats import Arrays, Axolotl, DistillKit, FloatLists, Format
 from softlabels.sharing.imports import Imported, Origin, import_set
 
 LAYOUTS = {"lists": FloatLists, "axolotl": Axolotl, "numpy": Arrays}
@@ -162,3 +162,50 @@ def arrays(folder: Path) -> Path:
     np.save(folder / "log_probs.npy", np.full((2, 3, 1), -0.5, np.float32))
     np.save(folder / "key.npy", np.arange(2))
     return folder
+
+
+@pytest.mark.parametrize("layout", ["lists", "axolotl"])
+def test_a_null_key_is_not_taken_for_a_row_number(tmp_path: Path, layout: str) -> None:
+    folder = lists(tmp_path / "a", [10, None, 30])
+    table = pq.read_table(folder / "a.parquet")
+    columns = {"token_ids": "target_token_ids", "top_values": "target_logprobs"}
+    if layout == "axolotl":
+        table = table.rename_columns([columns.get(n, n) for n in table.column_names])
+        table = table.append_column("target_mask", pa.array([[[1], [1], [1]]] * 3))
+        pq.write_table(table, folder / "a.parquet")
+    with pytest.raises(InputError, match=r'row 1: the key in column "id" is null'):
+        bring(LAYOUTS[layout](folder, key="id"), tmp_path / "set")
+
+
+def test_samples_of_one_token_go_out_and_are_named_or_noted_when_they_come_back(
+    tmp_path: Path, precompute: Precompute
+) -> None:
+    rows = [{"id": f"s{row}", "ids": [row % 16]} for row in range(20)] + [
+        {"id": "t", "ids": [1, 2]}
+    ]
+    labels = precompute(tmp_path / "set", rows, unit_rows=30)
+    DistillKit(tmp_path).write(labels, tmp_path / "theirs")
+    source = DistillKit(tmp_path / "theirs")
+    with pytest.raises(InputError, match=r"row 0: none of its positions .*--on-error skip"):
+        bring(source, tmp_path / "back")
+    back = bring(source, tmp_path / "back", on_error="skip").labels
+    assert (len(back), back.totals.rejects) == (1, 20)
+    # A row group of theirs may hold nothing but such samples.
+    DistillKit(tmp_path).write(
+        precompute(tmp_path / "short", rows[:2]), tmp_path / "short of theirs"
+    )
+    assert [len(s.positions) for s in DistillKit(tmp_path / "short of theirs").read()] == [0, 0]
+
+
+def test_numbers_that_are_no_bytes_are_not_cut_to_bytes(
+    tmp_path: Path, precompute: Precompute
+) -> None:
+    DistillKit(tmp_path).write(precompute(tmp_path / "set"), tmp_path / "theirs")
+    file = tmp_path / "theirs" / "data_0.parquet"
+    table = pq.read_table(file)
+    name = "bytepacked_indices"
+    wide = [[[byte + 256 for byte in place] for place in row] for row in table[name].to_pylist()]
+    place = table.column_names.index(name)
+    pq.write_table(table.set_column(place, name, pa.array(wide)), file)
+    with pytest.raises(InputError, match=r"rows 0 to .*: \d+ is no byte"):
+        bring(DistillKit(tmp_path / "theirs"), tmp_path / "back")

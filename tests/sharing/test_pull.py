@@ -202,3 +202,30 @@ def test_a_hostile_manifest_writes_nothing_outside_the_folder(
     with pytest.raises(LabelSetError, match="files"):
         pull(NAME, tmp_path / "copy")
     assert not (tmp_path / "escaped").exists()
+
+
+@pytest.mark.parametrize("name", ["receipts/00000.json", "data/x.parquet", "probes/x.parquet"])
+def test_a_file_that_would_pass_for_another_is_not_fetched(
+    server: Hub, pushed: sl.LabelSet, tmp_path: Path, name: str
+) -> None:
+    listed(server, name)
+    with pytest.raises(CorruptShardError, match=rf"manifest.json lists {name}"):
+        pull(NAME, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+
+
+def test_files_of_any_depth_come_along(server: Hub, pushed: sl.LabelSet, tmp_path: Path) -> None:
+    listed(server, "notes/2026/x.txt")
+    pull(NAME, tmp_path / "copy")
+    assert (tmp_path / "copy/notes/2026/x.txt").read_bytes() == b"x"
+    assert not verify(tmp_path / "copy").findings
+
+
+def listed(server: Hub, name: str) -> None:
+    """Put a file into the repository, and into the set's manifest."""
+    found = json.loads(server.files(NAME)["manifest.json"])
+    digest = found["files"][name] = server.keep(b"x")
+    repository = server.repositories[NAME]
+    before = repository.commits[repository.branches["main"]]
+    manifest = server.keep(json.dumps(found).encode())
+    repository.commit("main", {**before, name: digest, "manifest.json": manifest})

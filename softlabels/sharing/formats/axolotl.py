@@ -69,7 +69,7 @@ class Axolotl:
             yield from samples(
                 str(file),
                 first,
-                keys=table[self.key].to_pylist() if self.key else [None] * len(table),
+                keys=parquet.keys(table, self.key, file=file, first=first),
                 windows=parquet.windows_of(table, named, file=file, first=first),
                 tokens=parquet.token_lists(file, first, table["input_ids"]),
                 rows=ids.rows,

@@ -148,7 +148,7 @@ def compressed(log_probs: Tensor, config: Compression) -> Tensor:
 def packed(ids: Int64s, bits: int) -> NDArray[np.uint8]:
     """(n, k) ids to bytes, (n, …): bits, highest first, one id after another."""
     shifts = np.arange(bits - 1, -1, -1)
-    flat = ((ids[..., None] >> shifts) & 1).astype(np.uint8).reshape(len(ids), -1)
+    flat = ((ids[..., None] >> shifts) & 1).astype(np.uint8).reshape(len(ids), ids.shape[1] * bits)
     return np.packbits(flat, axis=-1)
 
 

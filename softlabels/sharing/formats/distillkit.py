@@ -90,7 +90,9 @@ class DistillKit:
                     f"{where}: a position does not have {sizes[0]} bytes of ids and {sizes[1]} of "
                     f"log-probs, as {CONFIG} says; this config belongs to another set"
                 )
-            kept, values = self._decoded(ids, logs, where)
+            kept, values = self._decoded(
+                _bytes(ids, sizes[0], where), _bytes(logs, sizes[1], where), where
+            )
             yield from samples(
                 str(file),
                 first,
@@ -103,12 +105,10 @@ class DistillKit:
             )
 
     def _decoded(
-        self, ids: parquet.Lists, logs: parquet.Lists, where: str
+        self, ids: NDArray[np.uint8], logs: NDArray[np.uint8], where: str
     ) -> tuple[Int64s, Float32s]:
-        raw = torch.from_numpy(logs.values.astype(np.uint8).reshape(len(logs.lengths), -1))
-        values = expanded(raw, self.config).numpy().astype(np.float32)
-        packed = ids.values.astype(np.uint8).reshape(len(ids.lengths), -1)
-        kept = unpacked(packed, self.config.id_bits, self.config.k)
+        values = expanded(torch.from_numpy(logs), self.config).numpy().astype(np.float32)
+        kept = unpacked(ids, self.config.id_bits, self.config.k)
         if np.isnan(values).any():
             raise InputError(f"{where}: a log-prob is NaN")
         # Where it has no entry, DistillKit leaves whatever was in memory for an id.
@@ -136,6 +136,14 @@ class DistillKit:
                 writer.write_table(pa.table(columns, schema=schema))
                 count += len(records)
         return count
+
+
+def _bytes(lists: parquet.Lists, width: int, where: str) -> NDArray[np.uint8]:
+    """(positions, width); there may be none, as of samples of one token."""
+    found = parquet.whole(lists.values, where)
+    if (found > 255).any():
+        raise InputError(f"{where}: {found[found > 255][0]} is no byte")
+    return found.astype(np.uint8).reshape(-1, width)
 
 
 def _check_writable(config: Compression, labels: LabelSet) -> None:

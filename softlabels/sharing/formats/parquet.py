@@ -90,6 +90,24 @@ def batches(source: Path, columns: Sequence[str]) -> Iterator[tuple[Path, int, p
             raise InputError(f"{file} cannot be read: {quoted(error, limit=200)}") from None
 
 
+def keys(table: pa.Table, column: str | None, *, file: Path, first: int) -> list[str | int | None]:
+    """Keys of some rows; None of all where they have only their numbers.
+
+    Raises:
+        InputError: a key is null, which would be taken for that.
+    """
+    found: list[str | int | None] = [None] * len(table)
+    if column is not None:
+        found = table[column].to_pylist()
+        if None in found:
+            raise InputError(
+                f"{file}, row {first + found.index(None)}: the key in column {quoted(column)} is "
+                "null; labels are joined by key: fill it in, choose another column, or leave the "
+                "key out to use row numbers"
+            )
+    return found
+
+
 def windows_columns(source: Path, *, key: str | None, part: str | None) -> dict[str, str]:
     """Columns that say which window a row is, as the first file has them: see `columns_of`."""
     file = files(source)[0]
