@@ -3,6 +3,7 @@
     SoftLabelsError
     ├── InputError(ValueError)         the data, an argument or a path is not usable
     │   ├── DuplicateKeyError          two samples share a key
+    │   ├── KindError                  asked of labels of another kind
     │   └── LabellingError             a sample is empty, its logits NaN, or the teacher raised
     ├── TeacherError(ValueError)       the teacher is not usable
     ├── PlanMismatchError(ValueError)  begun with another teacher, data or setting
@@ -33,6 +34,10 @@ class SoftLabelsError(Exception):
 
 class InputError(SoftLabelsError, ValueError):
     """The data, an argument or a path is not usable."""
+
+
+class KindError(InputError):
+    """Something that one kind of label has was asked of another kind."""
 
 
 class DuplicateKeyError(InputError):

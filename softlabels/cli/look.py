@@ -101,7 +101,7 @@ def _limit(labels: LabelSet) -> Limit | None:
     begun = random.choice(-(-records // length), -(-count // length), replace=False, shuffle=False)
     chosen = (np.sort(begun)[:, None] * length + np.arange(length)).ravel()
     try:
-        return limit(labels.take(chosen[chosen < records]).labels)
+        return limit(labels.take(chosen[chosen < records]).soft)
     except CorruptShardError:
         return None
 

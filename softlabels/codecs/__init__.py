@@ -19,7 +19,7 @@ from softlabels.codecs.plain import Plain
 from softlabels.codecs.sampled import Sampled
 from softlabels.codecs.unpack import CPU
 from softlabels.errors import InputError, UnsupportedFormatError, quoted
-from softlabels.labels import SoftLabels
+from softlabels.labels import Labels, SoftLabels
 
 __all__ = [
     "CPU",
@@ -62,12 +62,12 @@ class Codec(Protocol):
     def logits_dtype(self) -> torch.dtype | None:
         """Of the raw logits that it keeps bit for bit; None if it keeps none."""
 
-    def encode(self, labels: SoftLabels, offsets: NDArray[np.int64]) -> dict[str, pa.Array]:
+    def encode(self, labels: Any, offsets: NDArray[np.int64]) -> dict[str, pa.Array]:
         """Columns of R records; record i owns positions offsets[i]:offsets[i + 1], (R + 1,)."""
 
     def decode(
         self, table: pa.Table, device: torch.device = CPU
-    ) -> tuple[SoftLabels, NDArray[np.int64]]:
+    ) -> tuple[Labels, NDArray[np.int64]]:
         """Labels of batch shape (positions,), on `device`, and their offsets, (R + 1,)."""
 
     def to_json(self) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from softlabels.errors import InputError
-from softlabels.labels import FIELDS, SoftLabels
+from softlabels.labels import SoftLabels
 
-_TENSORS = (*FIELDS, "mask")
+_TENSORS = (*SoftLabels.FIELDS, "mask")
 # What the tensors mean: the same in every batch of a set.
 _MEANING = ("temperatures", "classes", "sampled")
 

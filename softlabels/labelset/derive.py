@@ -246,9 +246,9 @@ def _sample(sets: Sequence[LabelSet], k: int) -> SoftLabels:
     parts = []
     for number in np.sort(chosen):
         of = int(np.searchsorted(starts, number, side="right")) - 1
-        labels = sets[of].take([number - starts[of]]).labels[:_SAMPLE_POSITIONS]
+        labels = sets[of].take([number - starts[of]]).soft[:_SAMPLE_POSITIONS]
         parts.append(fewer(sets[of], labels, k))
-    return concatenate(parts or [fewer(sets[0], sets[0].take([]).labels, k)])
+    return concatenate(parts or [fewer(sets[0], sets[0].take([]).soft, k)])
 
 
 def _tokenizer(labels: LabelSet) -> Callable[[Path], object] | None:

@@ -178,7 +178,7 @@ def _taken(
         # What was rounded once and is rounded again may fall one step beside.
         columns = table.select([field.name for field in codec.fields])
     else:
-        kept = fewer(labels, records.labels, recipe.k)
+        kept = fewer(labels, records.soft, recipe.k)
         encoded = codec.encode(kept, records.label_offsets)
         columns = pa.table([encoded[f.name] for f in codec.fields], schema=pa.schema(codec.fields))
     return rows, _without_entries(records), columns
@@ -190,7 +190,7 @@ def fewer(source: LabelSet, labels: SoftLabels, k: int) -> SoftLabels:
 
 
 def _without_entries(records: Records) -> Records:
-    shape = len(records.labels), 1
+    shape = len(records.soft), 1
     nothing = torch.zeros(1, 1).expand(shape)
     return replace(records, labels=SoftLabels(ids=nothing.long(), log_probs=nothing))
 

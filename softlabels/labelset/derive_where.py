@@ -192,7 +192,7 @@ def statistics(records: Records, names: Collection[str]) -> dict[str, Floats]:
         with np.errstate(invalid="ignore"):
             return np.bincount(of, flat, len(records)) / count
 
-    labels = records.labels
+    labels = records.soft
     if {"entropy", "mass", "tail"} & set(names):
         log_tail = labels.log_tail(1.0).double()
         found["tail"] = mean(log_tail.exp())

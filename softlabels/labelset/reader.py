@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from softlabels.errors import CorruptShardError, JoinError, LabelSetError, quoted
 from softlabels.inputs import tokenizer as tokenizers
 from softlabels.inputs.digests import key_hashes
-from softlabels.labels import SoftLabels
+from softlabels.labels import Labels
 from softlabels.labelset import layout, probes, receipts
 from softlabels.labelset import plan as plans
 from softlabels.labelset.groups import RowGroup, RowGroups
@@ -184,10 +184,10 @@ class LabelSet:
         return int(self.receipts.starts[-1])
 
     @overload
-    def __getitem__(self, index: int) -> SoftLabels: ...
+    def __getitem__(self, index: int) -> Labels: ...
     @overload
-    def __getitem__(self, index: slice | Sequence[int]) -> list[SoftLabels]: ...
-    def __getitem__(self, index: int | slice | Sequence[int]) -> SoftLabels | list[SoftLabels]:
+    def __getitem__(self, index: slice | Sequence[int]) -> list[Labels]: ...
+    def __getitem__(self, index: int | slice | Sequence[int]) -> Labels | list[Labels]:
         """Labels by record number: batch shape (T,) each, masked where a token has none.
 
         Raises:
@@ -215,7 +215,7 @@ class LabelSet:
         places = given.astype(np.int64)
         return np.where(places < 0, places + len(self), places)
 
-    def _records(self, numbers: NDArray[np.int64]) -> list[SoftLabels]:
+    def _records(self, numbers: NDArray[np.int64]) -> list[Labels]:
         """Labels of each record, in memory of its own."""
         found = []
         for start in range(0, len(numbers), _TAKEN_RECORDS):
@@ -348,7 +348,7 @@ class LabelSet:
                 self._cached_bytes -= dropped.nbytes
             return batch
 
-    def get(self, key: str | int, *, part: int = 0, view: int = 0) -> SoftLabels:
+    def get(self, key: str | int, *, part: int = 0, view: int = 0) -> Labels:
         """Labels of a record by its identity.
 
         Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,13 +16,14 @@ from softlabels import memory
 from softlabels.codecs import CPU, Codec
 from softlabels.errors import CorruptShardError
 from softlabels.inputs.digests import DIGEST_TYPE
-from softlabels.labels import FIELDS, SoftLabels, concatenate
+from softlabels.labels import Batched, Labels, SoftLabels, concatenate, soft
 
 SPAN_TYPE = pa.struct(
     [pa.field("start", pa.int32(), nullable=False), pa.field("length", pa.int32(), nullable=False)]
 )
 
 Int64s = NDArray[np.int64]
+L = TypeVar("L", bound=Batched)
 
 # Of a record: a mask of them takes a byte each, whatever the file's size.
 _MOST_TOKENS = 1 << 24
@@ -48,11 +49,16 @@ class Records:
     token_ids: Int64s | None
     next_ids: Int64s | None
     wanted: NDArray[np.bool_]
-    labels: SoftLabels
+    labels: Labels
     label_offsets: Int64s
 
     def __len__(self) -> int:
         return len(self.identity)
+
+    @property
+    def soft(self) -> SoftLabels:
+        """`labels`, where they are distributions over classes; else raises `KindError`."""
+        return soft(self.labels)
 
     def slice(self, start: int, stop: int) -> Records:
         """Records start up to stop."""
@@ -96,7 +102,7 @@ class Records:
             next_ids[long] = token_ids[starts[long] + length]
             token_ids = token_ids[kept]
         wanted = self.wanted[kept]
-        places = torch.from_numpy(np.flatnonzero(kept[self.wanted])).to(self.labels.ids.device)
+        places = torch.from_numpy(np.flatnonzero(kept[self.wanted])).to(self.labels.device)
         return replace(
             self,
             token_offsets=offsets,
@@ -116,7 +122,7 @@ class Records:
             label_offsets=np.zeros_like(self.label_offsets),
         )
 
-    def record_labels(self, index: int) -> SoftLabels:
+    def record_labels(self, index: int) -> Labels:
         """Labels of one record over all its tokens, batch shape (T,), masked where unlabelled."""
         tokens = slice(int(self.token_offsets[index]), int(self.token_offsets[index + 1]))
         positions = slice(int(self.label_offsets[index]), int(self.label_offsets[index + 1]))
@@ -167,33 +173,32 @@ def join(parts: Sequence[Records]) -> Records:
     )
 
 
-def scatter(labels: SoftLabels, mask: torch.Tensor) -> SoftLabels:
+def scatter(labels: L, mask: torch.Tensor) -> L:
     """Spread labels of batch shape (positions,) over the true places of `mask`.
 
-    Elsewhere ids and log-probs are 0 and log tails −inf: finite in every formula, and masked.
+    Elsewhere is what the kind of label says, 0 in most: finite in every formula, and masked.
 
     Args:
         mask: bool, any shape, as many true places as there are positions.
     """
-    device, flat = labels.ids.device, mask.flatten()
-    given = {name: value for name in FIELDS if (value := getattr(labels, name)) is not None}
-    spread: dict[str, Any] = given
+    device, flat = labels.device, mask.flatten()
+    given = {name: value for name, value in labels.tensors().items() if name != "mask"}
+    spread = given
     if not flat.numpy().all():  # of few tokens, faster than torch's
         to = _by_run if device.type == "cpu" else _by_index
-        spread = to(given, flat)
+        spread = to(given, flat, labels.FILL)
     shaped = {name: value.view(*mask.shape, *value.shape[1:]) for name, value in spread.items()}
-    return replace(labels, **shaped, mask=mask.to(device))
+    return labels.with_tensors({**shaped, "mask": mask.to(device)})
 
 
-_FILL = {"log_tails": -torch.inf, "hard_log_probs": torch.nan}
-
-
-def _by_run(given: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
+def _by_run(
+    given: Mapping[str, Tensor], mask: Tensor, fill: Mapping[str, float]
+) -> dict[str, Tensor]:
     """Rows at the true places of `mask`, (N,), a copy for each run: a quarter of `_by_index`."""
     edges = np.flatnonzero(np.diff(mask.numpy(), prepend=False, append=False)).tolist()
     starts, stops = edges[::2], edges[1::2]
     if len(starts) * 16 > len(mask):
-        return _by_index(given, mask)
+        return _by_index(given, mask, fill)
     gaps = list(zip([0, *stops], [*starts, len(mask)], strict=True))
     spread = {}
     for name, value in given.items():
@@ -204,11 +209,13 @@ def _by_run(given: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
             out[start:stop] = rows[done : done + stop - start]
             done += stop - start
         for start, stop in gaps:
-            out[start:stop] = _FILL.get(name, 0)
+            out[start:stop] = fill.get(name, 0)
     return spread
 
 
-def _by_index(given: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
+def _by_index(
+    given: Mapping[str, Tensor], mask: Tensor, fill: Mapping[str, float]
+) -> dict[str, Tensor]:
     """Rows at the true places of `mask`, (N,), on their own device."""
     device = next(iter(given.values())).device
     places = mask.nonzero().squeeze(1).to(device)
@@ -216,7 +223,7 @@ def _by_index(given: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
     return {
         name: _empty(len(mask), value)
         .index_copy_(0, places, value)
-        .index_fill_(0, others, _FILL.get(name, 0))
+        .index_fill_(0, others, fill.get(name, 0))
         for name, value in given.items()
     }
 

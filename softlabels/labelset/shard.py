@@ -119,7 +119,7 @@ def _threads(records: Records) -> int:
 
     The last unit of a job is written while no teacher runs; before, the teacher needs the cores.
     """
-    entries = records.labels.ids.numel() // max(1, len(records.labels)) * ROW_GROUP_POSITIONS
+    entries = records.labels.entries // max(1, len(records.labels)) * ROW_GROUP_POSITIONS
     some = min(_MOST_THREADS, torch.get_num_threads() // 2)
     return max(1, min(some, _ENTRIES_AT_A_TIME // max(1, entries)))
 
@@ -359,7 +359,7 @@ class Shard:
         for group in groups:
             labels = self.records(group, codec).labels
             positions += len(labels)
-            entries += labels.ids.numel()
+            entries += labels.entries
         footer = self._footer()
         return Receipt(
             path=self.name,

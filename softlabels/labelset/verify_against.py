@@ -17,7 +17,7 @@ from softlabels.errors import InputError, TeacherError, quoted
 from softlabels.inputs.digests import prepared_digest
 from softlabels.inputs.prepare import prepare
 from softlabels.inputs.sources import open_source
-from softlabels.labels import SoftLabels
+from softlabels.labels import SoftLabels, soft
 from softlabels.labelset.reader import LabelSet
 from softlabels.labelset.records import Records
 from softlabels.teachers import LabelTeacher, Teacher
@@ -193,19 +193,19 @@ def _compare(
     """KL of what is stored, of what would be stored, and whether the first classes agree, (P,)."""
     input_ids = torch.from_numpy(tokens)[None]
     wanted, padding = torch.from_numpy(record.wanted)[None], torch.zeros_like(input_ids).bool()
-    none = torch.full((len(record.labels),), -1)
+    none = torch.full((len(record.soft),), -1)
     start = 0
     with torch.no_grad():
         if isinstance(teacher, LabelTeacher):
             k = labels.plan.selection.k
             for now in teacher.labels(input_ids, wanted, padding=padding, hard_labels=none, k=k):
-                stored, start = record.labels[start : start + len(now)], start + len(now)
+                stored, start = record.soft[start : start + len(now)], start + len(now)
                 yield _judged(labels, stored, now, now)
             return
         selection = labels.plan.selection.make()
         for logits in teacher.logits(input_ids, wanted, padding=padding):
             logits = logits.cpu()
-            stored, start = record.labels[start : start + len(logits)], start + len(logits)
+            stored, start = record.soft[start : start + len(logits)], start + len(logits)
             kept = selection(
                 logits, none[: len(logits)], temperatures=labels.plan.temperatures, uniforms=None
             )
@@ -241,7 +241,7 @@ def _written(labels: LabelSet, kept: SoftLabels) -> SoftLabels:
     columns = labels.codec.encode(kept, np.asarray([0, len(kept)]))
     table = pa.table({"positions": pa.array([len(kept)], pa.int32()), **columns})
     found, _ = labels.codec.decode(table)
-    return found
+    return soft(found)
 
 
 def _log_probs(now: SoftLabels | Tensor, ids: Tensor) -> Tensor:

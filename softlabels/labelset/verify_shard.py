@@ -6,20 +6,15 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from softlabels.codecs import Codec
 from softlabels.errors import CorruptShardError, quoted
 from softlabels.inputs.digests import prepared_digest
+from softlabels.labels.invariants import problems
 from softlabels.labelset import layout
 from softlabels.labelset.manifest import Receipt
 from softlabels.labelset.plan import Plan
 from softlabels.labelset.records import Records
 from softlabels.labelset.shard import Shard, file_sha256
-
-# Kept mass and tail are each a sum of float32 exponentials, correct to about 1e-6.
-_MASS_TOLERANCE = 1e-4
 
 
 def shard_problems(root: Path, receipt: Receipt, plan: Plan, plan_digest: str) -> Iterator[str]:
@@ -60,7 +55,7 @@ def _content_problems(shard: Shard, receipt: Receipt, plan: Plan) -> Iterator[st
         records = shard.records(group, codec)
         rows += len(records)
         positions += len(records.labels)
-        entries += records.labels.ids.numel()
+        entries += records.labels.entries
         identity = records.identity
         for row in [0, len(records) - 1] if len(records) else []:
             ends.append([identity.column(name)[row].as_py() for name in ("key", "part", "view")])
@@ -75,31 +70,7 @@ def _content_problems(shard: Shard, receipt: Receipt, plan: Plan) -> Iterator[st
 
 def _wrong(records: Records, plan: Plan, codec: Codec) -> Iterator[str]:
     """Invariants of labels that no checksum covers."""
-    labels = records.labels
-    if len(labels) == 0:
-        return
-    ids, log_probs = labels.ids, labels.log_probs
-    if int(ids.min()) < 0 or int(ids.max()) >= plan.teacher.classes:
-        yield f"class id {int(ids.max())} is not below {plan.teacher.classes}"
-    # A weight of a sampled selection may be above 1.
-    highest = torch.inf if labels.sampled else 1e-5
-    if bool(torch.isnan(log_probs).any()) or bool((log_probs > highest).any()):
-        yield "log-probs above 0, or NaN"
-    # Equal log-probs may stand in any order of ids: their logits need not have been equal.
-    if codec.ordered and bool((log_probs[:, :-1] < log_probs[:, 1:]).any()):
-        yield "entries are not in descending log-prob"
-    # Unused entries all name class 0. NumPy sorts narrow integers ten times as fast as torch.
-    nowhere = -1 - np.arange(labels.k, dtype=np.int32)
-    unused = (log_probs == -torch.inf).numpy()
-    in_order = np.sort(np.where(unused, nowhere, ids.numpy().astype(np.int32)), -1)
-    if bool((in_order[:, :-1] == in_order[:, 1:]).any()):
-        yield "a class is kept twice at one position"
-    for place, temperature in enumerate(labels.temperatures):
-        if temperature == 1.0 and labels.log_tails is not None:
-            mass = log_probs.double().exp().sum(-1) + labels.log_tails[:, place].double().exp()
-            worst = float((mass - 1).abs().max())
-            if not worst <= _MASS_TOLERANCE:
-                yield f"kept and tail mass sum to 1 ± {worst:.1e}"
+    yield from problems(records.labels, classes=plan.teacher.classes, ordered=codec.ordered)
     if records.token_ids is not None:
         offsets = records.token_offsets
         stored = records.identity["prepared_digest"].to_pylist()

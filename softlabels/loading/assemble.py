@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from softlabels.errors import InputError, quoted
-from softlabels.labels import SoftLabels
+from softlabels.labels import Batched, Labels
 from softlabels.labelset.records import Records
 from softlabels.labelset.records import join as join_records
 from softlabels.loading.collate import collate, collate_packed
@@ -124,10 +124,10 @@ class Assembler:
         batch["soft_labels"] = self.teachers.combine(labels)
         return self._finish({**extra, **batch})
 
-    def _labels(self, records: Records, other: Records, layout: Int64s | None) -> SoftLabels:
+    def _labels(self, records: Records, other: Records, layout: Int64s | None) -> Labels:
         """Another teacher's labels, laid out as the batch is."""
         cut = self._shape.cut(beside(records, other))
-        found: SoftLabels = self._shape.collate(cut, layout)["soft_labels"]
+        found: Labels = self._shape.collate(cut, layout)["soft_labels"]
         return found
 
     def _finish(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -170,12 +170,12 @@ def _one_token(records: Records) -> Records:
 
 def _moved(value: Any, device: torch.device) -> Any:
     """On the device, the copy not waited for."""
-    if isinstance(value, (list, tuple)) and value and isinstance(value[0], SoftLabels):
+    if isinstance(value, (list, tuple)) and value and isinstance(value[0], Batched):
         return [_moved(labels, device) for labels in value]
     if isinstance(value, dict):
         return {name: _moved(labels, device) for name, labels in value.items()}
-    if isinstance(value, SoftLabels):
-        return value if value.ids.device == device else value.to(device)
+    if isinstance(value, Batched):
+        return value if value.device == device else value.to(device)
     if isinstance(value, torch.Tensor):
         pinned = value.pin_memory() if device.type == "cuda" else value
         return pinned.to(device, non_blocking=True)

@@ -17,7 +17,7 @@ from softlabels.inputs.digests import input_digests, prepared_digest
 from softlabels.inputs.prepare import prepare
 from softlabels.inputs.sources import Source, open_source
 from softlabels.inputs.windows import Windows
-from softlabels.labels import SoftLabels
+from softlabels.labels import Labels
 from softlabels.labelset.reader import LabelSet
 from softlabels.labelset.records import Records
 from softlabels.loading.collate import FIELDS
@@ -140,7 +140,7 @@ class Rows:
             records, token_ids=np.concatenate(tokens), next_ids=np.asarray(following, np.int64)
         )
 
-    def unlabelled(self, table: pa.Table, keys: pa.Array, like: SoftLabels) -> tuple[Records, Any]:
+    def unlabelled(self, table: pa.Table, keys: pa.Array, like: Labels) -> tuple[Records, Any]:
         """Records of rows that have no labels: their tokens, and no position labelled.
 
         Args:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from softlabels.codecs.sampled import Sampled
 from softlabels.errors import InputError, JoinError, VocabularyMismatchError, quoted
 from softlabels.inputs.digests import key_hashes
-from softlabels.labels import SoftLabels
+from softlabels.labels import Labels, soft
 from softlabels.labelset.reader import LabelSet
 from softlabels.labelset.records import Records, join
 from softlabels.loading.choice import drawn
@@ -213,12 +213,12 @@ class Teachers:
             places.append(mine)
         return [together(parts).take(np.argsort(np.concatenate(places), kind="stable"))]
 
-    def combine(self, labels: list[SoftLabels]) -> Any:
+    def combine(self, labels: list[Labels]) -> Any:
         """What stands in the batch."""
         if len(labels) == 1:
             return labels[0]
         if self.fuse == "mixture":
-            return mixture(labels, self._weights)
+            return mixture([soft(one) for one in labels], self._weights)
         return labels if self._names is None else dict(zip(self._names, labels, strict=True))
 
     def _chosen(self, records: Records, epoch: int) -> Int64s:
@@ -242,5 +242,5 @@ def beside(records: Records, other: Records) -> Records:
 def together(parts: Sequence[Records]) -> Records:
     """Records of several teachers, one after another."""
     some = [part for part in parts if len(part)]
-    values = alike([part.labels for part in some])
+    values = alike([part.soft for part in some])
     return join([replace(p, labels=y) for p, y in zip(some, values, strict=True)])

@@ -86,7 +86,7 @@ class AlignmentCheck:
             return
         tokens = torch.from_numpy(np.stack([target for target in targets if target is not None]))
         there = (tokens >= 0).all(0)
-        self.add_labels(records.labels[there], tokens[:, there])
+        self.add_labels(records.soft[there], tokens[:, there])
 
     def add_labels(self, labels: SoftLabels, tokens: Tensor) -> None:
         """Compare labels of batch shape (n,) with tokens at each of `SHIFTS`, (3, n)."""

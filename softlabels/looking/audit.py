@@ -103,8 +103,8 @@ def audit(
     lengths = [np.zeros(0, np.int64)]
     for _, records in blocks(labels, chosen.numbers):
         hard = following(records, plan)
-        found = beliefs(records.labels, hard)
-        distributions.add(found, records.labels.k)
+        found = beliefs(records.soft, hard)
+        distributions.add(found, records.soft.k)
         check.add(records, plan)
         findings.add(records, found, hard)
         lengths.append(np.diff(records.token_offsets))

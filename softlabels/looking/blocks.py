@@ -69,7 +69,7 @@ def check(records: Records, labels: LabelSet) -> None:
     Raises:
         CorruptShardError: a class that is none, or a log-prob that is none.
     """
-    found = records.labels
+    found = records.soft
     problem = None
     if len(found):
         classes = labels.plan.teacher.classes

@@ -245,11 +245,11 @@ class _Compared:
             del self.examples[_EXAMPLES:]
             alike = np.setdiff1d(np.arange(len(ours)), other)
             ours, theirs = ours.take(alike), theirs.take(alike)
-        if len(ours.labels):
-            self._compare(ours, theirs.labels)
+        if len(ours.soft):
+            self._compare(ours, theirs.soft)
 
     def _compare(self, records: Records, theirs: SoftLabels) -> None:
-        ours = records.labels
+        ours = records.soft
         self._positions += len(ours)
         self._same += int(equal(ours, theirs).sum())
         self._agreed += int((likeliest(ours) == likeliest(theirs)).sum())

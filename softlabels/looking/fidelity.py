@@ -91,7 +91,7 @@ def _labels_of(labels: LabelSet, probes: Probes) -> SoftLabels:
     if not records.wanted[places].all():
         raise CorruptShardError(f"{labels.name}: a probe's position has no labels")
     flat = np.cumsum(records.wanted)[places] - 1
-    found = records.labels[torch.from_numpy(flat)]
+    found = records.soft[torch.from_numpy(flat)]
     return found.map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
 
 

@@ -177,7 +177,7 @@ def _suspect(
     before: tuple[int, ...] = ()
     if records.token_ids is not None:
         before = tuple(records.token_ids[max(first, at + 1 - _CONTEXT) : at + 1].tolist())
-    labels = records.labels[place : place + 1].top(_GUESSES) if not records.labels.sampled else None
+    labels = records.soft[place : place + 1].top(_GUESSES) if not records.soft.sampled else None
     guesses: tuple[tuple[int, float], ...] = ((int(found.first[place]), found.first_probs[place]),)
     if labels is not None:
         probs = labels.log_probs[0].double().exp().tolist()

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from softlabels.errors import InputError, quoted
-from softlabels.labels import SoftLabels
+from softlabels.labels import SoftLabels, soft
 from softlabels.labelset.reader import LabelSet
 from softlabels.labelset.records import Records
 from softlabels.looking.beliefs import beliefs
@@ -131,7 +131,7 @@ def shown(labels: LabelSet, number: int, window: Window) -> Shown:
     """What of a record is asked for."""
     records = labels.take([number])
     check(records, labels)
-    found = records.record_labels(0)
+    found = soft(records.record_labels(0))
     if not labels.codec.ordered:
         found = found.sorted()
     assert found.mask is not None
@@ -187,7 +187,7 @@ def _hard(records: Records, labels: LabelSet) -> dict[int, int]:
 
 
 def _surprises(records: Records, labels: LabelSet) -> tuple[list[float | None], float | None]:
-    believed = beliefs(records.labels, None)
+    believed = beliefs(records.soft, None)
     _, surprises = token_surprises(records, believed, 0, ahead=distance(labels.plan))
     known = believed.hard_log_probs[believed.known]
     return surprises, -float(known.mean()) if len(known) else None

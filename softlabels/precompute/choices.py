@@ -60,7 +60,7 @@ def weigh(
     Of another selection than `TopK` only the codec that is asked for: fewer of its entries would be
     another selection.
     """
-    labels = [unit.labels for unit in made.records]
+    labels = [unit.soft for unit in made.records]
     sampled = sum(map(len, labels))
     learnt = pilot(job.source, _with_k(job, labels[0].k), job.teacher)
     names, offered = [job.codec_name], {job.selection.k}
@@ -126,7 +126,7 @@ def _written(job: Job, made: Sample, codec: Codec, k: int) -> tuple[int, float |
     size, nats, positions, temperature = 0, 0.0, 0, kl_temperature(job)
     with tempfile.TemporaryDirectory() as folder:
         for number, unit in enumerate(made.units):
-            labels = unit.labels.top(k)
+            labels = unit.soft.top(k)
             if codec.logits_dtype is None:
                 labels = replace(labels, logits=None)
             records = replace(unit, labels=labels)
@@ -136,7 +136,7 @@ def _written(job: Job, made: Sample, codec: Codec, k: int) -> tuple[int, float |
             size += path.stat().st_size
             shard = Shard(path, receipt=None, name=path.name)
             for group in range(shard.metadata.num_row_groups):
-                found = shard.records(group, codec).labels
+                found = shard.records(group, codec).soft
                 exact, labels = labels[: len(found)], labels[len(found) :]
                 if not found.sampled:
                     nats += float(_added_kl(exact, found, temperature).sum())

@@ -149,7 +149,7 @@ def _label(job: Job, numbers: list[int], tracker: Tracker) -> Sample:
         labelled = label(prepared, _share_of_probes(job, len(table)))
         seconds["reading"] += read - began
         seconds["labels"] += time.perf_counter() - read
-        tracker.finish(0, len(labelled.records.labels))
+        tracker.finish(0, len(labelled.records.soft))
         _add_probes(made, labelled.probes)
         windows = prepared.windows
         made.units.append(labelled.records)
@@ -253,7 +253,7 @@ def _forecast(job: Job, made: Sample) -> Forecast:
 
 def _perplexity(made: Sample) -> float | None:
     """Of the hard labels; None where there are none."""
-    parts = [unit.labels.hard_log_probs for unit in made.records]
+    parts = [unit.soft.hard_log_probs for unit in made.records]
     hard = torch.cat([part for part in parts if part is not None])
     hard = hard[~hard.isnan()]
     return float(torch.exp(-hard.double().mean())) if len(hard) else None

@@ -58,7 +58,7 @@ def pilot(source: Source, plan: Plan, teacher: Teacher) -> SoftLabels:
         "skip",
         keep_logits=plan.teacher.logits_known and not selection.sampled,
     )
-    return label(label.prepare(Unit(0, table, source.keys(table, 0)))).records.labels
+    return label(label.prepare(Unit(0, table, source.keys(table, 0)))).records.soft
 
 
 # On a CPU, where from 512 tokens on a batch's size makes no difference (docs/RESULTS.md).

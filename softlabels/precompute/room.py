@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from softlabels.errors import TeacherError
 from softlabels.inputs.windows import Windows
-from softlabels.labels import FIELDS, SoftLabels
+from softlabels.labels import SoftLabels
 from softlabels.labelset.probes import Probes
 
 
@@ -69,7 +69,7 @@ class Room:
         if self._empty and self.labels.logits is not None and labels.logits is not None:
             narrow = self.labels.logits.to(labels.logits.dtype)
             self.labels, self._empty = replace(self.labels, logits=narrow), False
-        for name in FIELDS:
+        for name in SoftLabels.FIELDS:
             room, values = getattr(self.labels, name), getattr(labels, name)
             if room is None:
                 continue

@@ -118,7 +118,7 @@ def import_set(
     good = _usable(pilot, rules, on_error)
     plan = _plan(good, origin, rules, longest=source.longest())
     records = records_of(good, _keys(good, 0), rules, key_type=plan.data.key_type)
-    plan = plans.with_codec(plan, codec, earlier(root), lambda: records.labels)
+    plan = plans.with_codec(plan, codec, earlier(root), lambda: records.soft)
     alignment = _aligned(records, plan, told=shift is not None)
     save: Callable[[Path], object] | None = getattr(origin.tokenizer, "save_pretrained", None)
     later = False
@@ -137,7 +137,7 @@ def import_set(
                 )
         writer.check_no_more_than(units)
         writer.finish(units)
-    return Imported(LabelSet.open(root), alignment, tuple(_notes(records.labels, later=later)))
+    return Imported(LabelSet.open(root), alignment, tuple(_notes(records.soft, later=later)))
 
 
 def _aligned(records: Records, plan: Plan, *, told: bool) -> Alignment | None:

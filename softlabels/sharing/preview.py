@@ -99,7 +99,7 @@ def decoder(labels: LabelSet) -> Decode:
 
 def _rows(record: Records, plan: Plan, decode: Decode) -> Iterator[dict[str, Any]]:
     """Rows of one record."""
-    labels = record.labels.sorted()
+    labels = record.soft.sorted()
     places = np.flatnonzero(record.wanted)[:_POSITIONS].tolist()
     tokens = None if record.token_ids is None else record.token_ids.tolist()
     following = _following(record, plan)

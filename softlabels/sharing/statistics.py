@@ -50,9 +50,9 @@ def statistics(labels: LabelSet) -> Statistics:
     kept, first, hard = ([np.empty(0)] for _ in range(3))
     sampled = False
     for _, records in blocks(labels, spread(len(labels), count)):
-        found = beliefs(records.labels, following(records, labels.plan))
-        distributions.add(found, records.labels.k)
-        sampled |= records.labels.sampled
+        found = beliefs(records.soft, following(records, labels.plan))
+        distributions.add(found, records.soft.k)
+        sampled |= records.soft.sampled
         kept.append(1 - found.tail)
         first.append(found.first_probs)
         hard.append(found.hard_log_probs)

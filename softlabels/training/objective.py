@@ -105,7 +105,7 @@ def check_loss(recipe: LossRecipe, labels: LabelSet) -> None:
             "most so many"
         )
     # Of the first few records one has a labelled position; where not, the first batch tells.
-    sample = labels.take(range(min(len(labels), _TRIED_RECORDS))).labels[:1]
+    sample = labels.take(range(min(len(labels), _TRIED_RECORDS))).soft[:1]
     if not len(sample):
         return
     if sample.sampled and recipe.name not in ("soft_cross_entropy", "ce"):

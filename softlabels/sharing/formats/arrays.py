@@ -127,7 +127,7 @@ class Arrays:
         log_probs = array("log_probs", np.float32, (positions, k))
         token = position = 0
         for records in labels.groups():
-            found = records.labels
+            found = records.soft
             all_tokens[token : (token := token + len(records.wanted))] = records.token_ids
             wanted[token - len(records.wanted) : token] = records.wanted
             place = slice(position, position := position + len(found))

@@ -105,13 +105,13 @@ class Axolotl:
 def _columns(records: Records) -> list[pa.Array]:
     tokens = records.token_ids
     assert tokens is not None
-    k, ends = records.labels.k, records.token_offsets
+    k, ends = records.soft.k, records.token_offsets
     last = np.zeros(len(tokens), bool)
     last[ends[1:][np.diff(ends) > 0] - 1] = True
     ids = np.zeros((len(tokens), k), np.int64)
     logs = np.full((len(tokens), k), _PADDING, np.float32)
-    found = records.labels.log_probs.numpy().astype(np.float32)
-    ids[records.wanted] = records.labels.ids.numpy()
+    found = records.soft.log_probs.numpy().astype(np.float32)
+    ids[records.wanted] = records.soft.ids.numpy()
     logs[records.wanted] = np.where(found > _PADDING, found, _PADDING)
     mask: NDArray[np.bool_] = (logs > _PADDING) & ~last[:, None]
     # The last row of a record is masked, so that of the one before tells nothing of a first token.

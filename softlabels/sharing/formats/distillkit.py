@@ -164,7 +164,7 @@ def _columns(records: Records, config: Compression, where: str) -> list[pa.Array
     assert records.token_ids is not None
     last = np.zeros(len(records.wanted), bool)
     last[ends[1:][lengths > 0] - 1] = True
-    found = records.labels.sorted()
+    found = records.soft.sorted()
     full = records.wanted.copy()
     full[full] = (found.log_probs > -torch.inf).all(-1).numpy()
     if len(found) and (found.k != config.k or not (full | last).all()):

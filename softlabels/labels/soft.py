@@ -1,21 +1,24 @@
-"""SoftLabels: what a teacher believes, the one value that flows through the library."""
+"""SoftLabels: a distribution over classes at every position; most of its entries are not kept."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from softlabels.errors import InputError, MissingTailError
+from softlabels.labels.batched import Batched, register
 from softlabels.tails import estimated, interpolated
+
+_OF_ENTRIES = frozenset({"ids", "log_probs", "logits"})
 
 
 @dataclass(frozen=True, eq=False)
-class SoftLabels:
+class SoftLabels(Batched):
     """The kept classes of a teacher's distribution at every position of a batch shape `(...)`.
 
     `ids`, `log_probs` and `logsumexp` suffice to make one by hand.
@@ -51,10 +54,20 @@ class SoftLabels:
     classes: int | None = None
     sampled: bool = False
 
+    FIELDS: ClassVar[tuple[str, ...]] = (
+        "ids",
+        "log_probs",
+        "logsumexp",
+        "log_tails",
+        "hard_log_probs",
+        "logits",
+    )
+    REQUIRED: ClassVar[frozenset[str]] = frozenset({"ids", "log_probs"})
+    WITH_LAST_AXIS: ClassVar[frozenset[str]] = _OF_ENTRIES | {"log_tails"}
+    FILL: ClassVar[Mapping[str, float]] = {"log_tails": -math.inf, "hard_log_probs": math.nan}
+
     def __post_init__(self) -> None:
-        for name in _TENSORS:
-            if getattr(self, name) is not None or name in _REQUIRED:
-                _check_kind(name, getattr(self, name))
+        self.check_kinds()
         if self.sampled and (self.log_tails is not None or self.temperatures):
             raise InputError("SoftLabels: sampled labels have weights and no log_tails")
         if self.ids.shape != self.log_probs.shape or self.ids.ndim == 0:
@@ -68,41 +81,17 @@ class SoftLabels:
                 f"SoftLabels: log_tails hold {tails} temperatures but {len(self.temperatures)} "
                 f"are named: {self.temperatures}"
             )
-        for name, value in self._tensors().items():
-            shape = value.shape[:-1] if name in _WITH_LAST_AXIS else value.shape
-            if shape != self.ids.shape[:-1] or (name == "logits" and value.shape != self.ids.shape):
-                raise InputError(
-                    f"SoftLabels: {name} has batch shape {tuple(shape)}, ids have "
-                    f"{tuple(self.ids.shape[:-1])}; every field covers the same positions"
-                )
+        self.check_shapes()
+        if self.logits is not None and self.logits.shape != self.ids.shape:
+            raise InputError(
+                f"SoftLabels: logits have shape {tuple(self.logits.shape)}, ids have "
+                f"{tuple(self.ids.shape)}; both are of the kept classes"
+            )
 
     @property
     def k(self) -> int:
         """How many classes are kept at a position."""
         return self.ids.shape[-1]
-
-    @property
-    def shape(self) -> torch.Size:
-        """The batch shape: every axis but the last of `ids`."""
-        return self.ids.shape[:-1]
-
-    def __len__(self) -> int:
-        if not self.shape:
-            raise TypeError("SoftLabels of a single position have no length")
-        return len(self.ids)
-
-    def __getitem__(self, index: Any) -> SoftLabels:
-        """Index the batch axes, as a tensor of shape `self.shape` would be."""
-        scalars = index if isinstance(index, tuple) else (index,)
-        if not any(part is Ellipsis for part in scalars):
-            scalars = (*scalars, Ellipsis)
-        # Taking the last axis whole makes an index that reaches into it an error.
-        entries = (*scalars, slice(None))
-        picked: dict[str, Any] = {
-            name: tensor[entries if name in _WITH_LAST_AXIS else scalars]
-            for name, tensor in self._tensors().items()
-        }
-        return replace(self, **picked)
 
     def sorted(self) -> SoftLabels:
         """A copy with the entries of each position in descending log-prob, then ascending id.
@@ -187,25 +176,13 @@ class SoftLabels:
 
     def _entries(self, places: Tensor) -> SoftLabels:
         """The entries at these places of the last axis."""
-        picked: dict[str, Any] = {
-            name: tensor.gather(-1, places)
-            for name, tensor in self._tensors().items()
-            if name in _OF_ENTRIES
-        }
-        return replace(self, **picked)
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> SoftLabels:
-        """A copy with `function` applied to every tensor."""
-        changed: dict[str, Any] = {name: function(t) for name, t in self._tensors().items()}
-        return replace(self, **changed)
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> SoftLabels:
-        """A copy on `device`."""
-        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> SoftLabels:
-        """A copy in page-locked memory, from which copies to a GPU need not wait."""
-        return self.map(lambda tensor: tensor.pin_memory())
+        return self.with_tensors(
+            {
+                name: tensor.gather(-1, places)
+                for name, tensor in self.tensors().items()
+                if name in _OF_ENTRIES
+            }
+        )
 
     def log_tail(self, temperature: float) -> Tensor:
         """Log of the mass of the classes not kept, shape (...), at a temperature.
@@ -336,22 +313,12 @@ class SoftLabels:
             )
         return torch.log1p(-kept.clamp(max=1.0)).to(_widened(self.log_probs).dtype)
 
-    def _tensors(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in _TENSORS if getattr(self, name) is not None}
-
 
 # What log-probs rounded to float32 leave of 1 is noise below this, even its sign.
 _LEAST_COMPLEMENT = math.log(2.0**-24)
 
 # Where there is no hard label: what torch.nn.functional.cross_entropy ignores.
 NO_LABEL = -100
-
-_REQUIRED = frozenset({"ids", "log_probs"})
-_OF_ENTRIES = frozenset({"ids", "log_probs", "logits"})
-_WITH_LAST_AXIS = _OF_ENTRIES | {"log_tails"}
-# What a position has; with the mask, every tensor there is.
-FIELDS = ("ids", "log_probs", "logsumexp", "log_tails", "hard_log_probs", "logits")
-_TENSORS = (*FIELDS, "mask")
 
 
 def sum_tolerance(dtype: torch.dtype) -> float:
@@ -362,53 +329,9 @@ def sum_tolerance(dtype: torch.dtype) -> float:
     return max(1e-4, 8 * torch.finfo(dtype).eps)
 
 
-def _check_kind(name: str, value: Any) -> None:
-    wanted = {"ids": torch.int64, "mask": torch.bool}.get(name)
-    if not isinstance(value, Tensor):
-        found = f"a {type(value).__name__}"
-    elif value.dtype == wanted or (wanted is None and value.is_floating_point()):
-        return
-    else:
-        found = f"of {value.dtype}"
-    raise InputError(f"SoftLabels: {name} is {found}; it must be a tensor of {wanted or 'floats'}")
-
-
 def _widened(values: Tensor) -> Tensor:
     """Half precision is for storage: nothing is computed in it."""
     return values if values.dtype == torch.float64 else values.float()
 
 
-def concatenate(parts: Sequence[SoftLabels]) -> SoftLabels:
-    """Join along the first axis; every part has the same fields, k and temperatures."""
-    first = parts[0]
-    joined: dict[str, Any] = {
-        name: torch.cat([getattr(part, name) for part in parts])
-        for name in _TENSORS
-        if getattr(first, name) is not None
-    }
-    return replace(first, **joined)
-
-
-def _flatten(labels: SoftLabels) -> tuple[list[Tensor], Any]:
-    # A field that is None is no leaf: functions mapped over a pytree expect tensors.
-    tensors = labels._tensors()
-    context = tuple(tensors), labels.temperatures, labels.classes, labels.sampled
-    return list(tensors.values()), context
-
-
-def _unflatten(children: Any, context: Any) -> SoftLabels:
-    # A pytree may be rebuilt around placeholders (torch.func, torch.compile): skip the checks.
-    names, temperatures, classes, sampled = context
-    given = dict(zip(names, children, strict=True))
-    labels = object.__new__(SoftLabels)
-    for name in _TENSORS:
-        object.__setattr__(labels, name, given.get(name))
-    object.__setattr__(labels, "temperatures", temperatures)
-    object.__setattr__(labels, "classes", classes)
-    object.__setattr__(labels, "sampled", sampled)
-    return labels
-
-
-torch.utils._pytree.register_pytree_node(
-    SoftLabels, _flatten, _unflatten, serialized_type_name="softlabels.SoftLabels"
-)
+register(SoftLabels, settings=("temperatures", "classes", "sampled"))
