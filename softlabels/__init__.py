@@ -1,7 +1,8 @@
 """Label once, distil forever: teacher logits in label sets, joined to any student's inputs."""
 
 from softlabels import errors, losses, teachers
-from softlabels.labels import SoftLabels
+from softlabels.inputs.views import Views
+from softlabels.labels import BinaryLabels, Embeddings, SoftLabels
 from softlabels.labelset.derive import derive
 from softlabels.labelset.reader import LabelSet
 from softlabels.loading.build import loader
@@ -14,7 +15,9 @@ from softlabels.selection import Dense, Sampled, TopK, TopP
 __version__ = "0.1.0"
 
 __all__ = [
+    "BinaryLabels",
     "Dense",
+    "Embeddings",
     "Forecast",
     "LabelSet",
     "Loader",
@@ -23,6 +26,7 @@ __all__ = [
     "SoftLabels",
     "TopK",
     "TopP",
+    "Views",
     "derive",
     "errors",
     "loader",

@@ -94,7 +94,7 @@ def test_the_batch_shape_is_that_of_ids_without_the_entries() -> None:
         ({"ids": np.zeros((2, 5, 3), np.int64)}, "ids is a ndarray"),
         ({"log_probs": None}, "log_probs is a NoneType"),
         ({"logits": torch.zeros(2, 5, 4)}, "logits have shape"),
-        ({"logits": torch.zeros(2, 3)}, "logits have shape"),
+        ({"logits": torch.zeros(2, 3)}, "logits has batch shape"),
         ({"logits": torch.zeros(2, 5, 3).long()}, "logits is of torch.int64.*floats"),
         ({"sampled": True}, "sampled labels have weights and no log_tails"),
         ({"sampled": True, "log_tails": None}, "sampled labels have weights and no log_tails"),

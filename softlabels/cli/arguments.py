@@ -45,11 +45,14 @@ class PrecomputeArguments:
     out: Annotated[
         str, _help("The label set's folder or URL (s3://…): new, empty, or one to resume.")
     ]
-    column: Annotated[str, _help("What is labelled: text, chat messages, or ready token ids.")] = (
-        "text"
-    )
+    column: Annotated[
+        str, _help("What is labelled: text, chat messages, token ids, or arrays.")
+    ] = "text"
     key: Annotated[
         str | None, _help("Column that names samples, unique; row numbers by default.")
+    ] = None
+    label: Annotated[
+        str | None, _help("Column of hard labels, of a teacher that gives one label a sample.")
     ] = None
     k: Annotated[int | None, _count("Classes kept at every position: 64, tiny 8.")] = None
     top_p: Annotated[
@@ -89,7 +92,9 @@ class PrecomputeArguments:
             "plan's when resuming, else what fits."
         ),
     ] = None
-    store_inputs: Annotated[bool, _help("Keep the token ids in the set.")] = True
+    store_inputs: Annotated[
+        bool | None, _help("Keep the token ids in the set; on where there are any.")
+    ] = None
     probes: Annotated[
         int, _count("Keep the dense logits of so many positions, to measure the set against.")
     ] = 0
@@ -183,6 +188,9 @@ class DeriveArguments:
         Parameter(help="Sets to append, of the same recipe.", consume_multiple=True, negative=""),
     ] = None
     codec: Annotated[CodecName | None, _help("How entries are written; as in the source.")] = None
+    label: Annotated[
+        str | None, _help("Column of hard labels, of a teacher that gives one label a sample.")
+    ] = None
     k: Annotated[int | None, _count("Classes kept at every position; all of the source's.")] = None
     keys: Annotated[
         Path | None, _help("Only these samples: a file with a key in each line, or Parquet.")

@@ -128,7 +128,7 @@ def _teacher(arguments: PrecomputeArguments) -> Teacher:
 def _settings(arguments: PrecomputeArguments) -> dict[str, Any]:
     """The arguments that `precompute` and `plan` have in common."""
     names = (
-        "column key max_length overlap on_long assistant_only temperatures codec store_inputs "
+        "column key label max_length overlap on_long assistant_only temperatures codec store_inputs "
         "probes limit on_error unit_rows batch_tokens packing"
     )
     return {

@@ -111,7 +111,7 @@ DEFAULT = "compact"
 OF_PROBABILITIES = ", ".join(name for name in PRESETS if name != "sampled")
 
 
-def default(*, sampled: bool) -> str:
+def default(*, sampled: bool, kind: str = "categorical") -> str:
     """The codec where none is named, of weights or of probabilities."""
     return "sampled" if sampled else DEFAULT
 
@@ -142,6 +142,7 @@ class Needs:
     logits_known: bool = True
     sampled: bool = False
     draws: int | None = None
+    kind: str = "categorical"
 
     def check(self, name: str) -> None:
         """Refuse a codec that cannot write this.
@@ -160,7 +161,7 @@ class Needs:
             raise InputError(f"the selection gives {kinds}, and the codec is {name}; {way_out}")
 
 
-def resolve(name: str, needs: Needs, *, pilot: Callable[[], SoftLabels]) -> Codec:
+def resolve(name: str, needs: Needs, *, pilot: Callable[[], Any]) -> Codec:
     """The codec of that name, with what it learns from the data.
 
     Args:

@@ -13,6 +13,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from softlabels.errors import InputError, quoted
+from softlabels.inputs.arrays import array_bytes, canonical_array, holds_arrays, values_of
 
 DIGEST_BYTES = 8
 DIGEST_TYPE = pa.binary(DIGEST_BYTES)
@@ -39,6 +40,11 @@ def input_digests(table: pa.Table, columns: Sequence[str]) -> list[bytes]:
 def prepared_digest(token_ids: NDArray[Any]) -> bytes:
     """xxh3-64 of token ids as little-endian uint32, without padding."""
     return xxhash.xxh3_64_digest(token_ids.astype("<u4", copy=False).tobytes())
+
+
+def array_digest(array: NDArray[Any]) -> bytes:
+    """xxh3-64 of an array's dtype, shape and numbers."""
+    return xxhash.xxh3_64_digest(array_bytes(array))
 
 
 def key_hashes(keys: pa.Array | pa.ChunkedArray) -> Uint64s:
@@ -113,8 +119,10 @@ def canonical(value: Any) -> bytes:
 
 
 def _canonical_column(column: pa.ChunkedArray, name: str) -> list[bytes]:
-    """Canonical bytes of each value of a column; lists of integers without a Python object each."""
+    """Canonical bytes of each value of a column; lists of numbers without a Python object each."""
     try:
+        if holds_arrays(column.type):
+            return [b"\0" if v is None else canonical_array(v) for v in values_of(column)]
         if is_list(column.type) and pa.types.is_integer(column.type.value_type):
             return [_integers(row) for row in column]
         return [canonical(value) for value in column.to_pylist()]

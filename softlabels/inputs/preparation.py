@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from softlabels.errors import InputError
 
 OnLong = Literal["window", "truncate", "reject", "raise"]
+Positions = Literal["first", "every", "teacher"]
 
 
 class Preparation(BaseModel):
-    """How samples became token windows; part of the plan.
+    """How samples became records; part of the plan.
 
     Attributes:
-        kind: "text", "messages" or "input_ids".
+        kind: "text", "messages", "input_ids" or "array". Arrays are not cut: of the settings below
+            they have `positions` alone.
         max_length: tokens in a window, at most.
         overlap: tokens that a window repeats from the one before it, as context only.
         on_long: what happens to a sample above max_length.
@@ -23,16 +25,26 @@ class Preparation(BaseModel):
             window has them ([CLS] … [SEP]), which are context only; of a chat, those that its
             template itself begins and ends with are the first and last window's.
         assistant_only: label only the positions that predict an assistant's tokens.
+        positions: of an array, "first" for one in all, "every" for one at each index of its first
+            axis, "teacher" for as many as the teacher gives it; None of tokens.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    kind: Literal["text", "messages", "input_ids"]
+    kind: Literal["text", "messages", "input_ids", "array"]
     max_length: int
     overlap: int = 0
     on_long: OnLong = "window"
     special_tokens: bool | Literal["window"] = True
     assistant_only: bool = False
+    positions: Positions | None = None
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        made: dict[str, Any] = write(self)
+        if self.positions is None:
+            made.pop("positions", None)
+        return made
 
     def check(self) -> None:
         """Raise `InputError` for settings that no data could satisfy."""

@@ -7,10 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import torch
 from torch import Tensor
 
 from softlabels.errors import InputError, quoted
+from softlabels.inputs.arrays import packed
 
 
 def not_empty(rows: int) -> None:
@@ -87,10 +90,15 @@ class IndexedRows:
 
 
 def _plain(value: Any) -> Any:
-    """Tensors as Arrow takes them."""
-    if not isinstance(value, Tensor):
-        return value
-    return value.numpy() if value.ndim == 1 else value.tolist()
+    """Tensors, arrays and images as Arrow takes them."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    elif not isinstance(value, np.ndarray) and hasattr(value, "__array_interface__"):
+        value = np.asarray(value)
+    if isinstance(value, np.ndarray) and value.ndim > 1:
+        return packed(value)
+    return value.item() if isinstance(value, np.ndarray) and not value.ndim else value
 
 
 def regroup(tables: Iterator[pa.Table], unit_rows: int) -> Iterator[pa.Table]:

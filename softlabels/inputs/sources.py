@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 from torch.utils.data import Dataset, IterableDataset
 
 from softlabels.errors import DuplicateKeyError, InputError, quoted
+from softlabels.inputs.arrays import may_hold_arrays
 from softlabels.inputs.digests import is_list, key_hashes
 from softlabels.inputs.files import name_of, open_files, open_in_place
 from softlabels.inputs.in_place import JsonLines, ParquetRows
@@ -33,7 +34,12 @@ SCHEMA_ROWS = 1000
 
 
 class DataIdentity(BaseModel):
-    """Which data was labelled. The digests, not these names, decide whether it is the same."""
+    """Which data was labelled. The digests, not these names, decide whether it is the same.
+
+    Attributes:
+        columns: that digests are taken of; the first one is labelled.
+        label: the column with the hard labels, one of them; None where there is none.
+    """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -41,9 +47,17 @@ class DataIdentity(BaseModel):
     revision: str | None = None
     split: str | None = None
     columns: tuple[str, ...]
+    label: str | None = None
     key: str | None = None
     key_type: str
     limit: int | None = None
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        made: dict[str, Any] = write(self)
+        if self.label is None:
+            made.pop("label", None)
+        return made
 
 
 @dataclass(frozen=True)
@@ -52,7 +66,7 @@ class Source:
 
     Attributes:
         identity: what goes into the plan.
-        kind: "text", "messages" or "input_ids", from the column's type.
+        kind: "text", "messages", "input_ids" or "array", from the column's type and who takes it.
         rows: how many there are; None for a stream.
         schema: of every column the data has.
         read: `read(rows, columns)` for data with random access; rows is a slice or a list.
@@ -116,7 +130,8 @@ class Source:
         name = self.identity.columns[0]
         found = table.column(name).type
         empty = found.value_type if is_list(found) and self.kind != "text" else found
-        if not pa.types.is_null(empty) and _kind_of(found) != self.kind:
+        arrays = self.kind == "array"
+        if not pa.types.is_null(empty) and _kind_of(found, arrays=arrays) != self.kind:
             raise InputError(
                 f"rows {first_row} to {first_row + len(table) - 1}: column {quoted(name)} is "
                 f"{_type_name(found)}; the rows before hold {self.kind}"
@@ -212,8 +227,10 @@ def open_source(
     *,
     column: str = "text",
     key: str | None = None,
+    label: str | None = None,
     limit: int | None = None,
     in_place: bool = False,
+    arrays: bool = False,
 ) -> Source:
     """Open data for labelling and check what can be checked without reading it all.
 
@@ -222,11 +239,13 @@ def open_source(
             WebDataset files; a sequence of mappings or a map-style torch dataset of them; or any
             iterable of mappings.
         column: what is labelled: text (string), `messages` (list of {role, content}), or token
-            ids (list of int).
+            ids (list of int); or arrays: lists of numbers, encoded images, NumPy arrays or tensors.
+        label: a column of hard labels, integers or names.
         key: a string or integer column, unique; None for row numbers.
         limit: only the first so many rows.
         in_place: Parquet and JSONL are read where they lie, for one pass or parts of one; else
             they are unpacked into a cache, all of them, for rows in any order.
+        arrays: the column has to hold arrays, and lists of integers are some.
 
     Raises:
         InputError: a missing path or column, an unsupported type, or no rows at all.
@@ -236,18 +255,21 @@ def open_source(
     name, revision, split = "rows", None, None
     if isinstance(data, (str, Path)):
         name, path = name_of(str(data)), str(data)
-        data = _open_path(path, [column, *([key] if key else [])], in_place=in_place)
+        data = _open_path(path, [c for c in (column, label, key) if c], in_place=in_place)
     elif hasattr(data, "info") and hasattr(data, "features"):
         name = getattr(data.info, "dataset_name", None) or "dataset"
         revision = str(data.info.version) if data.info.version else None
         split = str(data.split) if data.split else None
     schema, rows, read, stream = _access(data, limit)
-    kind = _kind(schema, column)
+    kind = _kind(schema, column, arrays=arrays)
+    if label is not None:
+        _check_label(schema, label)
     identity = DataIdentity(
         name=name,
         revision=revision,
         split=split,
-        columns=(column,),
+        columns=(column,) if label is None else (column, label),
+        label=label,
         key=key,
         key_type="int64" if key is None else _key_type(schema, key),
         limit=limit,
@@ -325,20 +347,40 @@ def _begun(tables: Iterator[pa.Table]) -> tuple[pa.Schema, None, None, Iterator[
     return first.schema, None, None, itertools.chain([first], tables)
 
 
-def _kind(schema: pa.Schema, column: str) -> str:
+def _kind(schema: pa.Schema, column: str, *, arrays: bool) -> str:
     if column not in schema.names:
         raise InputError(
             f"there is no column {quoted(column)}; the data has "
             f"{', '.join(map(quoted, schema.names))}: name one with column= (--column)"
         )
     found = _type_of(schema, column)
-    kind = _kind_of(found)
+    kind = _kind_of(found, arrays=arrays)
+    if kind is None and arrays:
+        raise InputError(
+            f"column {quoted(column)} is {_type_name(found)}; the teacher takes arrays: lists of "
+            "numbers, images, NumPy arrays or tensors"
+        )
     if kind is None:
         raise InputError(
             f"column {quoted(column)} is {_type_name(found)}; expected text (string), token ids "
-            "(list of integers) or messages (list of {role, content})"
+            "(list of integers) or messages (list of {role, content}); arrays are for teachers "
+            "that take them"
         )
     return kind
+
+
+def _check_label(schema: pa.Schema, label: str) -> None:
+    if label not in schema.names:
+        raise InputError(
+            f"there is no column {quoted(label)}; the data has "
+            f"{', '.join(map(quoted, schema.names))}: name the hard labels with label= (--label)"
+        )
+    found = _type_of(schema, label)
+    if _key_kind_of(found) is None and not pa.types.is_null(found):
+        raise InputError(
+            f"column {quoted(label)} is {_type_name(found)}; a hard label is a class's number or "
+            "its name"
+        )
 
 
 def _type_of(schema: pa.Schema, name: str) -> pa.DataType:
@@ -347,7 +389,9 @@ def _type_of(schema: pa.Schema, name: str) -> pa.DataType:
     return schema.field(name).type
 
 
-def _kind_of(found: pa.DataType) -> str | None:
+def _kind_of(found: pa.DataType, *, arrays: bool) -> str | None:
+    if arrays:
+        return "array" if may_hold_arrays(found) else None
     if pa.types.is_string(found) or pa.types.is_large_string(found):
         return "text"
     if is_list(found):

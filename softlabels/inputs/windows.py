@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softlabels.errors import InputError
+from softlabels.inputs.digests import prepared_digest
 from softlabels.inputs.preparation import Preparation
 
 Int64s = NDArray[np.int64]
@@ -25,10 +26,18 @@ class Windows:
         parts: number of the window within its sample, (R,).
         starts: where the window starts in its sample, in tokens, (R,).
         source_lengths: tokens in the whole sample, (R,).
-        token_ids: every record's tokens, one after another, (N,).
-        offsets: record i owns token_ids[offsets[i]:offsets[i + 1]], (R + 1,).
+        token_ids: every record's tokens, one after another, (N,); None where they are arrays.
+        offsets: record i owns token_ids[offsets[i]:offsets[i + 1]], (R + 1,); of arrays it has so
+            many positions.
         next_ids: the token after the window's last; −1 where it was not seen, (R,).
         wanted: which positions are to be labelled, bool, (N,).
+        digests: of what each record consists of, (R,).
+        arrays: the records as the teacher takes them; None where they are tokens.
+        views: number of the view within its sample, (R,).
+        told: the parameters of each view, JSON, None where it is the sample as it is, (R,); None
+            where there are no views.
+        hard: the class that each record was given by hand, −1 for none, (R,); None where tokens
+            tell.
         rejects: (source row, reason) of samples that `on_long="reject"` turned away.
         failures: (source row, reason) of samples that cannot be labelled.
         truncated: how many samples lost their end.
@@ -38,10 +47,15 @@ class Windows:
     parts: Int64s
     starts: Int64s
     source_lengths: Int64s
-    token_ids: Int64s
+    token_ids: Int64s | None
     offsets: Int64s
     next_ids: Int64s
     wanted: NDArray[np.bool_]
+    digests: Sequence[bytes]
+    arrays: Sequence[NDArray[Any]] | None = None
+    views: Int64s | None = None
+    told: Sequence[str | None] | None = None
+    hard: Int64s | None = None
     rejects: tuple[tuple[int, str], ...] = ()
     failures: tuple[tuple[int, str], ...] = ()
     truncated: int = 0
@@ -54,21 +68,27 @@ class Windows:
         """Tokens in each record, (R,)."""
         return np.diff(self.offsets)
 
+    @property
+    def size(self) -> int:
+        """N, positions in all."""
+        return int(self.offsets[-1])
+
     @cached_property
     def hard_labels(self) -> Int64s:
         """The next token at every position, −1 where none was seen, (N,)."""
+        assert self.token_ids is not None
         following = np.append(self.token_ids[1:], -1)[: len(self.token_ids)]
         following[self.offsets[1:] - 1] = self.next_ids
         return following
 
     def first_tokens(self) -> Windows:
         """The same windows, each labelled at its first token alone."""
-        wanted = np.zeros(len(self.token_ids), bool)
+        wanted = np.zeros(self.size, bool)
         wanted[self.offsets[:-1]] = True
         return replace(self, wanted=wanted)
 
     def tokens_of(self, records: Int64s) -> Int64s:
-        """Indices into `token_ids` of the tokens of some records, one record after another."""
+        """Indices of the tokens (positions) of some records, one record after another."""
         lengths = self.lengths[records]
         starts = np.cumsum(lengths) - lengths
         shifts: Int64s = np.repeat(self.offsets[records] - starts, lengths)
@@ -167,6 +187,7 @@ class Cutter:
     def finish(self) -> Windows:
         columns = np.asarray(self.records, np.int64).reshape(-1, 5).T
         lengths = [len(tokens) for tokens in self.tokens]
+        digests = [prepared_digest(tokens) for tokens in self.tokens]
         return Windows(
             rows=columns[0],
             parts=columns[1],
@@ -176,6 +197,7 @@ class Cutter:
             token_ids=np.concatenate([np.empty(0, np.int64), *self.tokens]),
             offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
             wanted=np.concatenate([np.empty(0, bool), *self.wanted]),
+            digests=digests,
             rejects=tuple(self.rejects),
             failures=tuple(self.failures),
             truncated=self.truncated,

@@ -25,7 +25,7 @@ from softlabels.labelset.shard import Shard
 # Their fsspec file systems give `mode="create"` on to the service; that of most others looks
 # whether the file is there and then writes, between which another job may do the same.
 EXCLUSIVE = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
-_KEYS = ("key", "part")
+_KEYS = ("key", "part", "view")
 _OF_UNITS = (layout.DATA, layout.PROBES)
 
 

@@ -23,13 +23,16 @@ from softlabels.errors import PlanMismatchError, UnsupportedFormatError, quoted
 from softlabels.inputs.preparation import Preparation
 from softlabels.inputs.sources import DataIdentity
 from softlabels.inputs.tokenizer import TokenizerIdentity
-from softlabels.labels import SoftLabels
+from softlabels.inputs.views import ViewsIdentity
+from softlabels.labels import Labels
 from softlabels.labelset.derived_from import Origin
 from softlabels.selection import Selection
 from softlabels.teachers.identity import TeacherIdentity
+from softlabels.teachers.traits import Kind
 
 FORMAT = "1.0-draft"
-KNOWN_FEATURES: frozenset[str] = frozenset()
+VIEWS = "views"
+KNOWN_FEATURES: frozenset[str] = frozenset({VIEWS})
 
 # Names for people: the digests beside them decide what is the same.
 _NOT_COMPARED = frozenset(
@@ -39,7 +42,14 @@ _NOT_COMPARED = frozenset(
 _NAMES_OF_WEIGHTS = frozenset({"teacher.name", "teacher.revision"})
 _SHOWN_DIFFERENCES = 6
 # What plan.json leaves out where it says nothing new.
-_ABSENT = {"packing": False, "teacher.vocabulary": None}
+_ABSENT = {
+    "packing": False,
+    "teacher.vocabulary": None,
+    "data.label": None,
+    "preparation.positions": None,
+    "class_names": None,
+    "views": None,
+}
 
 
 class SelectionPlan(BaseModel):
@@ -91,13 +101,16 @@ class Plan(BaseModel):
 
     Attributes:
         format: version of docs/FORMAT.md.
-        kind: what the labels are.
+        kind: what the labels are: "categorical", distributions over classes; "binary", of classes
+            that are independent of each other; "embedding", vectors.
         requires: features without which a reader would misread the set.
         writer: the library and version that wrote it; not part of what must match.
         hard_label_alignment: "next" where entry t is the distribution over token t + 1.
         unit_rows: source rows in a work unit, which makes one shard.
         batch_tokens: padded tokens in a batch, at most; with the unit it determines the batches.
         packing: whether a row of a batch holds several records, which do not see each other.
+        class_names: of the V classes in order; None of tokens, or where they have none.
+        views: the augmented versions of each sample; None where there is the sample alone.
         probes: positions whose dense logits are kept, in the whole set.
         derived_from: the sets that this one came from without a teacher, the first one first.
     """
@@ -105,7 +118,7 @@ class Plan(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     format: str = FORMAT
-    kind: Literal["categorical"] = "categorical"
+    kind: Kind = "categorical"
     requires: tuple[str, ...] = ()
     writer: str
     teacher: TeacherIdentity
@@ -120,19 +133,27 @@ class Plan(BaseModel):
     unit_rows: int = Field(ge=1)
     batch_tokens: int = Field(ge=1)
     packing: bool = False
+    class_names: tuple[str, ...] | None = None
+    views: ViewsIdentity | None = None
     probes: int = Field(default=0, ge=0)
     derived_from: tuple[Origin, ...] = ()
 
     @model_serializer(mode="wrap")
     def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         made: dict[str, Any] = write(self)
-        if not self.packing:
-            made.pop("packing", None)
+        for name, value in (("packing", False), ("class_names", None), ("views", None)):
+            if made.get(name) == value:
+                made.pop(name, None)
         return made
 
     def to_bytes(self) -> bytes:
         """plan.json, byte for byte: keys in the order of the fields, indented by two."""
         return (self.model_dump_json(indent=2) + "\n").encode()
+
+    @property
+    def single(self) -> bool:
+        """Whether a record is an array with one label, which has no axis of positions."""
+        return self.preparation.positions == "first"
 
     @property
     def split(self) -> str:
@@ -184,7 +205,7 @@ def parse(data: bytes, *, where: str) -> Plan:
 
 
 def with_codec(
-    plan: Plan, name: str | None, earlier: Plan | None, pilot: Callable[[], SoftLabels]
+    plan: Plan, name: str | None, earlier: Plan | None, pilot: Callable[[], Labels]
 ) -> Plan:
     """The plan with its codec: that of an earlier run, which was made for its data, or a new one.
 
@@ -198,6 +219,7 @@ def with_codec(
         return plan.model_copy(update={"codec": earlier.codec if same else {"name": name}})
     selection = plan.selection.make()
     needs = codecs.Needs(
+        kind=plan.kind,
         classes=plan.teacher.classes,
         k=selection.k,
         temperatures=plan.temperatures,
@@ -205,7 +227,7 @@ def with_codec(
         sampled=selection.sampled,
         draws=getattr(selection, "draws", None),
     )
-    chosen = name or codecs.default(sampled=selection.sampled)
+    chosen = name or codecs.default(sampled=selection.sampled, kind=plan.kind)
     made = codecs.resolve(chosen, needs, pilot=pilot)
     return plan.model_copy(update={"codec": made.to_json()})
 

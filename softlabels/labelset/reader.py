@@ -497,7 +497,8 @@ class LabelSet:
 
     @property
     def _no_rows(self) -> pa.Table:
-        columns = schema(self.plan.data.key_type, self.codec, token_type=pa.uint32())
+        plan, views = self.plan, self.plan.views is not None
+        columns = schema(plan.data.key_type, self.codec, token_type=pa.uint32(), views=views)
         return columns.empty_table()
 
     def _shard(self, index: int) -> Shard:

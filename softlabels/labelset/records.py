@@ -35,13 +35,15 @@ class Records:
 
     Attributes:
         identity: table with one row a record: key, part, view, source_start, source_length,
-            input_digest, prepared_digest.
+            input_digest, prepared_digest, and where there are views, view_params.
         token_offsets: record i has tokens token_offsets[i] up to token_offsets[i + 1], (R + 1,).
-        token_ids: (tokens,) int64; None where the set does not carry its inputs.
+        token_ids: (tokens,) int64; None where the set does not carry them.
         next_ids: the token after each record's last, −1 where it was not seen, (R,).
         wanted: which tokens' positions are labelled, bool, (tokens,).
         labels: of the labelled positions only, in order; batch shape (positions,).
         label_offsets: record i has positions label_offsets[i] up to label_offsets[i + 1], (R + 1,).
+        arrays: of records that are arrays, joined from data; None of others. A token of those is
+            a position.
     """
 
     identity: pa.Table
@@ -51,6 +53,7 @@ class Records:
     wanted: NDArray[np.bool_]
     labels: Labels
     label_offsets: Int64s
+    arrays: tuple[NDArray[Any], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.identity)
@@ -72,6 +75,7 @@ class Records:
             wanted=self.wanted[tokens],
             labels=self.labels[positions],
             label_offsets=self.label_offsets[start : stop + 1] - positions.start,
+            arrays=None if self.arrays is None else self.arrays[start:stop],
         )
 
     def take(self, order: Int64s) -> Records:
@@ -85,6 +89,7 @@ class Records:
             wanted=self.wanted[_spread(self.token_offsets, order)],
             labels=self.labels[torch.from_numpy(_spread(self.label_offsets, order))],
             label_offsets=_ends(np.diff(self.label_offsets)[order]),
+            arrays=None if self.arrays is None else tuple(self.arrays[i] for i in order.tolist()),
         )
 
     def cut(self, length: int) -> Records:
@@ -170,6 +175,7 @@ def join(parts: Sequence[Records]) -> Records:
         wanted=joined("wanted"),
         labels=concatenate([part.labels for part in parts]),
         label_offsets=stacked("label_offsets"),
+        arrays=None if first.arrays is None else tuple(a for p in parts for a in p.arrays or ()),
     )
 
 
@@ -240,7 +246,9 @@ def _empty(length: int, like: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(memory.empty(shape, like.numpy().dtype))
 
 
-def schema(key_type: str, codec: Codec, *, token_type: pa.DataType) -> pa.Schema:
+def schema(
+    key_type: str, codec: Codec, *, token_type: pa.DataType, views: bool = False
+) -> pa.Schema:
     """Columns of a shard, in order; docs/FORMAT.md describes each."""
     return pa.schema(
         [
@@ -256,6 +264,7 @@ def schema(key_type: str, codec: Codec, *, token_type: pa.DataType) -> pa.Schema
             pa.field("prepared_digest", DIGEST_TYPE, nullable=False),
             pa.field("input_ids", pa.list_(token_type)),
             pa.field("next_id", token_type),
+            *([pa.field(VIEW_PARAMS, pa.string())] if views else []),
             *codec.fields,
         ]
     )
@@ -283,6 +292,7 @@ def to_table(records: Records, wanted_schema: pa.Schema, codec: Codec) -> pa.Tab
     return pa.table([columns[field.name] for field in wanted_schema], schema=wanted_schema)
 
 
+VIEW_PARAMS = "view_params"
 IDENTITY = (
     "key",
     "part",
@@ -313,7 +323,7 @@ def from_table(table: pa.Table, codec: Codec, device: torch.device = CPU) -> Rec
     if not np.array_equal(found, label_offsets):
         raise CorruptShardError("label_spans do not cover as many tokens as there are positions")
     return Records(
-        identity=table.select(IDENTITY),
+        identity=table.select(identity_columns(table.schema)),
         token_offsets=offsets,
         token_ids=token_ids,
         next_ids=next_ids,
@@ -321,6 +331,11 @@ def from_table(table: pa.Table, codec: Codec, device: torch.device = CPU) -> Rec
         labels=labels,
         label_offsets=label_offsets,
     )
+
+
+def identity_columns(found: pa.Schema) -> list[str]:
+    """Those of `Records.identity` that a shard has."""
+    return [*IDENTITY, *([VIEW_PARAMS] if VIEW_PARAMS in found.names else [])]
 
 
 def _check_whole(table: pa.Table, lengths: Int64s, positions: Int64s) -> None:
@@ -374,6 +389,7 @@ def check_columns(found: pa.Schema, codec: Codec) -> list[str]:
         "int64" if type_of("key") == pa.int64() else "string",
         codec,
         token_type=pa.uint32() if type_of("next_id") == pa.uint32() else pa.uint16(),
+        views=type_of(VIEW_PARAMS) is not None,
     )
     for field in wanted:
         if type_of(field.name) != field.type:

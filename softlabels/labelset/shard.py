@@ -450,13 +450,15 @@ def file_sha256(path: Path) -> str:
 
 
 def keys_of_samples(shard: Shard) -> Iterator[pa.Array]:
-    """Keys of the rows that begin a sample: a new key, or parts that start over."""
+    """Keys of the rows that begin a sample: a new key, or views and parts that start over."""
     before: tuple[Any, int] | None = None
     for group in range(shard.metadata.num_row_groups):
-        table = shard.read(group, ["key", "part"])
+        table = shard.read(group, ["key", "part", "view"])
         if not len(table):
             continue
-        keys, parts = table["key"].combine_chunks(), table["part"].to_numpy()
+        keys, part, view = (table[name].combine_chunks() for name in _KEY)
+        # In a sample by view, then by part.
+        parts = view.to_numpy().astype(np.int64) << 32 | part.to_numpy()
         begins = np.ones(len(table), bool)
         same_key = pc.equal(keys[1:], keys[:-1]).to_numpy(zero_copy_only=False)
         begins[1:] = ~same_key | (parts[1:] <= parts[:-1])

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from softlabels.errors import InputError, TeacherError, quoted
+from softlabels.errors import InputError, KindError, TeacherError, quoted
 from softlabels.inputs.digests import prepared_digest
 from softlabels.inputs.prepare import prepare
 from softlabels.inputs.sources import open_source
@@ -82,6 +82,12 @@ def against(
     plan = labels.plan
     if not isinstance(sample, int) or isinstance(sample, bool) or sample < 1:
         raise InputError(f"sample is {sample!r}; it must be a whole number of records, at least 1")
+    if plan.kind != "categorical" or plan.preparation.kind == "array":
+        what = "arrays" if plan.preparation.kind == "array" else f"of the kind {plan.kind}"
+        raise KindError(
+            f"{labels.name} has labels of {what}; a teacher is compared on distributions over "
+            "classes at tokens: label a sample of the data again and compare the two sets"
+        )
     if plan.selection.make().sampled:
         raise InputError(
             f"{labels.name} is sampled: weights of drawn classes are no distribution that a KL "
@@ -168,6 +174,7 @@ def _from_data(
             tokenizer=None if plan.preparation.kind == "input_ids" else teacher.tokenizer,
             classes=plan.teacher.token_ids,
         )
+        assert windows.token_ids is not None
         parts = np.split(windows.token_ids, windows.offsets[1:-1])
         for of, part, ids in zip(windows.rows, windows.parts, parts, strict=False):
             found[keys[int(of)].as_py(), int(part)] = ids
@@ -209,7 +216,7 @@ def _compare(
             kept = selection(
                 logits, none[: len(logits)], temperatures=labels.plan.temperatures, uniforms=None
             )
-            yield _judged(labels, stored, kept, torch.log_softmax(logits.double(), -1))
+            yield _judged(labels, stored, soft(kept), torch.log_softmax(logits.double(), -1))
 
 
 def _judged(

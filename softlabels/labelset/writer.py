@@ -45,7 +45,8 @@ class LabelSetWriter:
         self.split = plan.split
         self.codec = plan.make_codec()
         token_type = pa.uint16() if plan.teacher.token_ids <= 1 << 16 else pa.uint32()
-        self.schema = schema(plan.data.key_type, self.codec, token_type=token_type)
+        views = plan.views is not None
+        self.schema = schema(plan.data.key_type, self.codec, token_type=token_type, views=views)
         self._finished: Sequence[Receipt] = ()
         self._probes: dict[int, dict[str, Any]] = {}
         self.finished_units: int | None = None

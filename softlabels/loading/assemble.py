@@ -14,7 +14,7 @@ from softlabels.errors import InputError, quoted
 from softlabels.labels import Batched, Labels
 from softlabels.labelset.records import Records
 from softlabels.labelset.records import join as join_records
-from softlabels.loading.collate import collate, collate_packed
+from softlabels.loading.collate import collate, collate_arrays, collate_packed
 from softlabels.loading.rows import Rows
 from softlabels.loading.teachers import Teachers, beside
 
@@ -31,15 +31,19 @@ class Shape:
         max_length: tokens of a record, at most; None for all.
         row_length: tokens in a row of several records; None for a row each.
         device: where the tensors are wanted.
+        single: records are arrays with one label each.
     """
 
     pad_id: int = 0
     max_length: int | None = None
     row_length: int | None = None
     device: torch.device = CPU
+    single: bool = False
 
     def collate(self, records: Records, layout: Int64s | None) -> dict[str, Any]:
         """Records as tensors."""
+        if records.arrays is not None:
+            return collate_arrays(records, single=self.single)
         if layout is None or self.row_length is None:
             return collate(records, pad_id=self.pad_id)
         return collate_packed(records, layout, length=self.row_length, pad_id=self.pad_id)
@@ -114,13 +118,16 @@ class Assembler:
         """
         first, *others = self.teachers.take(numbers, epoch, self._shape.device)
         records, extra = self._joined(first, rows, verify=False)
-        one = replace(_one_token(records), next_ids=np.full(1, -1))
+        one = _one_token(records)
+        if one.arrays is None:
+            one = replace(one, next_ids=np.full(1, -1))
         layout = None if self._shape.row_length is None else np.asarray([0, 1])
         batch = self._shape.collate(one, layout)
-        others = [_one_token(o) for o in others]
+        others = [_one_token(beside(records, o)) for o in others]
         labels = [batch["soft_labels"], *(self._labels(one, o, layout) for o in others)]
         extra = {name: values[:1] for name, values in extra.items()}
-        batch |= {"key": [None], "part": torch.zeros(1, dtype=torch.int64)}
+        none = torch.zeros(1, dtype=torch.int64)
+        batch |= {"key": [None], "part": none} | ({"view": none} if "view" in batch else {})
         batch["soft_labels"] = self.teachers.combine(labels)
         return self._finish({**extra, **batch})
 
@@ -165,7 +172,9 @@ class Assembler:
 
 
 def _one_token(records: Records) -> Records:
-    return records.slice(0, 1).cut(1).without_labels()
+    """The first record without labels, cut to one token; an array stays whole."""
+    one = records.slice(0, 1)
+    return (one.cut(1) if one.arrays is None else one).without_labels()
 
 
 def _moved(value: Any, device: torch.device) -> Any:

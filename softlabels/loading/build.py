@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from softlabels.errors import InputError, JoinError, quoted
 from softlabels.inputs.sources import Source
+from softlabels.inputs.views import Views
 from softlabels.labelset.reader import LabelSet
 from softlabels.loading.asked import Asked
 from softlabels.loading.assemble import Assembler, Shape
@@ -47,6 +48,7 @@ def loader(
     weights: Sequence[float] | None = None,
     columns: Sequence[str] | None = None,
     tokenizer: Any = None,
+    views: Views | None = None,
     on_missing: OnMissing = "error",
     verify_inputs: Verify = "always",
     drop_last: bool = False,
@@ -82,6 +84,7 @@ def loader(
         weights: of the sets in it; equal by default.
         columns: of `data`, to put into batches; all but the key and the labelled ones by default.
         tokenizer: the student's; refused if it is not the teacher's.
+        views: what made the set's views, to make them again of their stored parameters.
         on_missing: rows of the data without labels raise ("error"), are left out ("skip"), or come
             without labels, for a loss on their hard labels ("hard-label"). Labels without a row
             are left out and reported.
@@ -110,24 +113,27 @@ def loader(
     teachers = Teachers.of(labels, fuse=fuse, weights=weights, seed=drawn)
     leader = teachers.leader
     wanted = None if records is None else numbers(leader, records)
-    shape = Shape(pad_id, max_length, row_length, torch.device(device))
+    single = leader.plan.single
+    shape = Shape(pad_id, max_length, row_length, torch.device(device), single=single)
     _check(leader, data, columns=columns, on_missing=on_missing, verify_inputs=verify_inputs)
     if tokenizer is not None:
         leader.check_tokenizer(tokenizer)
     asked = Asked(batch_size, drawn if shuffle else None, shape, by_length)
     asked.check(on_missing)
+    if leader.plan.preparation.kind == "array" and not (max_length is row_length is None):
+        raise InputError("max_length and row_length are of tokens, and this set labels arrays")
     wanted = _of_all(teachers, wanted, on_missing)
     source = None if data is None else open_for(leader, data)
     if source is not None and source.read is None:
         _check_stream(shuffle=shuffle, records=records, parts=parts, shared=wanted)
-        rows = Rows(leader, source, columns=columns, tokenizer=tokenizer)
+        rows = Rows(leader, source, columns=columns, tokenizer=tokenizer, views=views)
         feed: Feed[Any] = _streamed(teachers, data, source, rows, asked, on_missing)
     else:
         join = None
         if source is not None:
             join = Join(
                 leader, data, source, records=wanted, chosen=records is not None, columns=columns,
-                tokenizer=tokenizer, on_missing=on_missing,
+                tokenizer=tokenizer, views=views, on_missing=on_missing,
             )  # fmt: skip
             wanted = join.records
         feed = _ordered(teachers, join, wanted, asked, parts=parts, seed=drawn)

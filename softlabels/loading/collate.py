@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from softlabels.errors import CorruptShardError, quoted
+from softlabels.errors import CorruptShardError, InputError, quoted
 from softlabels.labels import NO_LABEL
 from softlabels.labelset.records import Records, scatter
 
@@ -20,6 +21,8 @@ Int64s = NDArray[np.int64]
 PADDED = ("input_ids", "attention_mask", "soft_labels", "next_ids", "key", "part")
 PACKED = ("position_ids", "segment_ids", "cu_seqlens")
 FIELDS = (*PADDED, *PACKED)
+# Of records that are arrays.
+ARRAY_FIELDS = ("inputs", "lengths", "soft_labels", "key", "part", "view")
 
 
 def collate(records: Records, *, pad_id: int) -> dict[str, Any]:
@@ -85,6 +88,57 @@ def collate_packed(records: Records, rows: Int64s, *, length: int, pad_id: int) 
         "cu_seqlens": torch.from_numpy(np.sort(ends).astype(np.int32)),
         **_identity(records),
     }
+
+
+def collate_arrays(records: Records, *, single: bool) -> dict[str, Any]:
+    """Arrays to one tensor, zeros after the end of those that are shorter along the first axis.
+
+    Args:
+        records: B of them, with their arrays.
+        single: each has one label, which has no axis of positions.
+
+    Returns:
+        `inputs`, (B, …) in the arrays' own dtype; where their first axes differ `lengths`, int64
+        (B,); `soft_labels` of batch shape (B,), or (B, P) masked where a record has fewer
+        positions; `key`, a list; `part` and `view`, int64 (B,).
+
+    Raises:
+        InputError: the arrays differ in more than their first axis.
+    """
+    arrays = records.arrays
+    assert arrays is not None
+    lengths = np.diff(records.token_offsets)
+    columns = 1 if single else int(lengths.max())
+    mask = np.zeros(len(records) if single else (len(records), columns), bool)
+    mask.ravel()[_places(records, np.arange(len(records)) * columns)] = records.wanted
+    view = records.identity["view"].to_numpy().astype(np.int64)
+    return {
+        **_stacked(arrays, records),
+        "soft_labels": scatter(records.labels, torch.from_numpy(mask)),
+        **_identity(records),
+        "view": torch.from_numpy(view),
+    }
+
+
+def _stacked(arrays: Sequence[NDArray[Any]], records: Records) -> dict[str, Any]:
+    first = arrays[0]
+    if all(array.shape == first.shape and array.dtype == first.dtype for array in arrays):
+        return {"inputs": torch.from_numpy(np.stack(arrays))}
+    for place, array in enumerate(arrays):
+        if array.shape[1:] != first.shape[1:] or array.dtype != first.dtype:
+            keys = records.identity["key"]
+            raise InputError(
+                f"key {quoted(keys[place].as_py())} has an array of {array.dtype}, shape "
+                f"{array.shape}, and key {quoted(keys[0].as_py())} of {first.dtype}, shape "
+                f"{first.shape}; a batch takes arrays that differ along the first axis alone: "
+                "bring them to one shape before they are labelled (a view may do it), or choose "
+                "batch_size=1"
+            )
+    lengths = np.asarray([len(array) for array in arrays])
+    padded = np.zeros((len(arrays), int(lengths.max()), *first.shape[1:]), first.dtype)
+    for row, array in zip(padded, arrays, strict=True):
+        row[: len(array)] = array
+    return {"inputs": torch.from_numpy(padded), "lengths": torch.from_numpy(lengths)}
 
 
 def block_causal_mask(

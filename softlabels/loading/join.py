@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from softlabels.errors import InputError, JoinError, quoted
 from softlabels.inputs.sources import KEY_BATCH_ROWS, Source, chunks
+from softlabels.inputs.views import Views
 from softlabels.labelset.reader import LabelSet
 from softlabels.loading.assemble import Beside
 from softlabels.loading.rows import Rows, open_for
@@ -71,8 +72,7 @@ class Join:
         source: the same, opened.
         records: the record numbers that are wanted, ascending; None for all.
         chosen: the user named them, so that each must have its row.
-        columns: as for `Rows`.
-        tokenizer: as for `Rows`.
+        columns, tokenizer, views: as for `Rows`.
         on_missing: what happens to rows without labels.
 
     Attributes:
@@ -97,12 +97,13 @@ class Join:
         chosen: bool,
         columns: Sequence[str] | None,
         tokenizer: Any,
+        views: Views | None,
         on_missing: OnMissing,
     ) -> None:
         self._labels, self._data = labels, data
         self._use(source)
         self._source.check_unique_keys()
-        self.rows = Rows(labels, self._source, columns=columns, tokenizer=tokenizer)
+        self.rows = Rows(labels, self._source, columns=columns, tokenizer=tokenizer, views=views)
         self._row_of, without = self._find_rows()
         rejected = self._rejected(without)
         unknown, rejects = without[~rejected], without[rejected]

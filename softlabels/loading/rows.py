@@ -13,14 +13,17 @@ import torch
 from numpy.typing import NDArray
 
 from softlabels.errors import InputError, JoinError, quoted
-from softlabels.inputs.digests import input_digests, prepared_digest
+from softlabels.inputs.arrays import PACKED, array_of
+from softlabels.inputs.digests import DIGEST_TYPE, input_digests, prepared_digest
 from softlabels.inputs.prepare import prepare
 from softlabels.inputs.sources import Source, open_source
+from softlabels.inputs.views import Views
 from softlabels.inputs.windows import Windows
 from softlabels.labels import Labels
 from softlabels.labelset.reader import LabelSet
-from softlabels.labelset.records import Records
-from softlabels.loading.collate import FIELDS
+from softlabels.labelset.records import VIEW_PARAMS, Records
+from softlabels.loading.collate import ARRAY_FIELDS, FIELDS
+from softlabels.loading.replay import Replay
 
 Int64s = NDArray[np.int64]
 _TOLD_BY = ("key", "part", "prepared_digest")
@@ -32,27 +35,37 @@ class Rows:
     Args:
         labels: the set.
         source: the data, as `open_for` opens it.
-        columns: of the data, to put into batches; by default all but the key, the labelled ones
+        columns: of the data, to put into batches; by default all but the key, the labelled one
             and those that bear the name of a batch's own field.
         tokenizer: prepares text again; the set's own by default.
+        views: make those of arrays again, of the parameters that are stored.
 
     Attributes:
         columns: those that go into batches.
         needed: those that are read.
 
     Raises:
-        InputError: the data has no such columns.
+        InputError: the data has no such columns, or the views are not those of the set.
     """
 
     def __init__(
-        self, labels: LabelSet, source: Source, *, columns: Sequence[str] | None, tokenizer: Any
+        self,
+        labels: LabelSet,
+        source: Source,
+        *,
+        columns: Sequence[str] | None,
+        tokenizer: Any,
+        views: Views | None,
     ) -> None:
         self._plan, self._labels, self._tokenizer = labels.plan, labels, tokenizer
         self._lock = threading.Lock()
-        self.columns = _extra_columns(source, columns)
+        self._arrays = self._plan.preparation.kind == "array"
+        self._replay = Replay.of(labels, source, views)
+        self._fields = ARRAY_FIELDS if self._arrays else FIELDS
+        self.columns = _extra_columns(source, columns, self._fields)
         self._chosen, self._first = columns is not None, frozenset(source.schema.names)
         self.needed = [*source.columns, *(c for c in self.columns if c not in source.columns)]
-        if not self._plan.store_inputs:
+        if not self._plan.store_inputs and not self._arrays:
             self._load_tokenizer()
 
     def of_first_columns(self, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
@@ -63,7 +76,8 @@ class Rows:
         """
         row = 0
         for table in tables:
-            late = [] if self._chosen else sorted({*table.column_names} - self._first - {*FIELDS})
+            known = self._first.union(self._fields)
+            late = [] if self._chosen else sorted({*table.column_names} - known)
             if late:
                 raise InputError(
                     f"rows {row} to {row + len(table) - 1} of the stream have a column "
@@ -112,11 +126,13 @@ class Rows:
                 )
 
     def with_inputs(self, table: pa.Table, records: Records) -> Records:
-        """The records with their tokens, prepared again from their rows.
+        """The records with their tokens or arrays, prepared again from their rows.
 
         Raises:
             JoinError: they are not those that were labelled.
         """
+        if self._arrays:
+            return self._replay.with_arrays(table, records)
         windows = self._prepare(table)
         places = {
             (int(row), int(part)): index
@@ -127,6 +143,7 @@ class Rows:
         for row, (key, part, digest) in enumerate(zip(*labelled, strict=True)):
             index = places.get((row, part))
             bounds = (0, 0) if index is None else windows.offsets[index : index + 2]
+            assert windows.token_ids is not None
             found = windows.token_ids[slice(*bounds)]
             if index is None or prepared_digest(found) != digest:
                 raise JoinError(
@@ -152,23 +169,24 @@ class Rows:
             teacher could label (empty ones, say) have none.
         """
         windows = self._prepare(table)
-        bounds = zip(windows.offsets[:-1], windows.offsets[1:], strict=True)
-        digests = [prepared_digest(windows.token_ids[start:stop]) for start, stop in bounds]
         names = ("key", "part", "view", "source_start", "source_length")
         rows = pa.array(windows.rows)
         found = (keys.take(rows), windows.parts, 0 * windows.parts, windows.starts)
         numbers = dict(zip(names, (*found, windows.source_lengths), strict=True))
         inputs = pa.array(input_digests(table, self._plan.data.columns)).take(rows)
-        identity = numbers | {"input_digest": inputs, "prepared_digest": pa.array(digests)}
+        told = {} if self._plan.views is None else {VIEW_PARAMS: pa.nulls(len(windows))}
+        prepared = pa.array(windows.digests, DIGEST_TYPE)
+        identity = numbers | told | {"input_digest": inputs, "prepared_digest": prepared}
         schema = self._labels.take([]).identity.schema
         records = Records(
             identity=pa.table({n: pa.array(v) for n, v in identity.items()}).cast(schema),
             token_offsets=windows.offsets,
             token_ids=windows.token_ids,
-            next_ids=windows.next_ids,
-            wanted=np.zeros(len(windows.token_ids), bool),
+            next_ids=None if self._arrays else windows.next_ids,
+            wanted=np.zeros(windows.size, bool),
             labels=like,
             label_offsets=np.zeros(len(windows) + 1, np.int64),
+            arrays=None if windows.arrays is None else tuple(windows.arrays),
         )
         return records, windows.rows
 
@@ -188,6 +206,8 @@ class Rows:
         self._lock = threading.Lock()
 
     def _prepare(self, table: pa.Table) -> Windows:
+        if self._arrays:
+            return self._replay.unlabelled(table)
         # A tokenizer's settings are its state: two threads would change them under each other.
         with self._lock:
             self._load_tokenizer()
@@ -213,7 +233,13 @@ def open_for(labels: LabelSet, data: Any) -> Source:
         JoinError: its columns hold something else than what was labelled.
     """
     identity, kind = labels.plan.data, labels.plan.preparation.kind
-    source = open_source(data, column=identity.columns[0], key=identity.key)
+    source = open_source(
+        data,
+        column=identity.columns[0],
+        key=identity.key,
+        label=identity.label,
+        arrays=kind == "array",
+    )
     if source.kind != kind:
         raise JoinError(
             f"column {quoted(identity.columns[0])} holds {source.kind}, labelled was {kind}; "
@@ -227,20 +253,22 @@ def open_for(labels: LabelSet, data: Any) -> Source:
     return source
 
 
-def _extra_columns(source: Source, columns: Sequence[str] | None) -> list[str]:
+def _extra_columns(
+    source: Source, columns: Sequence[str] | None, fields: Sequence[str]
+) -> list[str]:
     names, identity = source.schema.names, source.identity
     if columns is None:
-        own = {*identity.columns, identity.key, *FIELDS}
+        own = {identity.columns[0], identity.key, *fields}
         return [name for name in names if name not in own]
     for name in columns:
         if name not in names:
             raise InputError(
                 f"there is no column {quoted(name)}; the data has {', '.join(map(quoted, names))}"
             )
-        if name in FIELDS:
+        if name in fields:
             raise InputError(
                 f"the data's column {quoted(name)} has the name of a batch's own field "
-                f"({', '.join(FIELDS)}); rename it"
+                f"({', '.join(fields)}); rename it"
             )
     return list(columns)
 
@@ -250,6 +278,8 @@ def _values(column: pa.ChunkedArray) -> Any:
     numeric = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
     if numeric and not column.null_count:
         return torch.from_numpy(column.to_numpy().copy())
+    if kind == PACKED:
+        return [None if value is None else array_of(value) for value in column.to_pylist()]
     return column.to_pylist()
 
 

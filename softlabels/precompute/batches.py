@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,6 +45,33 @@ def bucketed(lengths: NDArray[np.int64], batch_tokens: int) -> Iterator[NDArray[
         start += rows[start]
 
 
+def of_one_shape(arrays: Sequence[NDArray[Any]], batch_values: int) -> Iterator[NDArray[np.int64]]:
+    """Arrays of one shape and dtype together, in their order: nothing is padded.
+
+    Args:
+        batch_values: numbers in a batch, at most; a larger array is a batch of its own.
+
+    Yields:
+        record numbers; together every record once.
+    """
+    together: dict[tuple[Any, ...], list[int]] = {}
+    for number, array in enumerate(arrays):
+        together.setdefault((array.shape, array.dtype.str), []).append(number)
+    for numbers in together.values():
+        size = max(1, batch_values // max(1, arrays[numbers[0]].size))
+        for start in range(0, len(numbers), size):
+            yield np.asarray(numbers[start : start + size])
+
+
+def stacked(windows: Windows, records: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+    """Arrays of one shape, (B, *shape), and their positions, wanted and padding, (B, P)."""
+    assert windows.arrays is not None
+    inputs = np.stack([windows.arrays[record] for record in records.tolist()])
+    wanted = windows.wanted[windows.tokens_of(records)].reshape(len(records), -1)
+    padding = torch.zeros(wanted.shape, dtype=torch.bool)
+    return torch.from_numpy(inputs), torch.from_numpy(wanted), padding
+
+
 def padded(windows: Windows, records: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
     """Token ids, wanted positions and padding of a batch, each (B, T), padded on the right.
 
@@ -54,6 +82,7 @@ def padded(windows: Windows, records: NDArray[np.int64]) -> tuple[Tensor, Tensor
     where = windows.tokens_of(records)
     ids = np.zeros(inside.shape, np.int64)
     wanted = np.zeros(inside.shape, bool)
+    assert windows.token_ids is not None
     ids[inside], wanted[inside] = windows.token_ids[where], windows.wanted[where]
     return torch.from_numpy(ids), torch.from_numpy(wanted), torch.from_numpy(~inside)
 
@@ -90,6 +119,7 @@ def packed(
     places = np.concatenate([np.arange(length) for row in lengths for length in row])
     ids, position_ids = np.zeros(inside.shape, np.int64), np.zeros(inside.shape, np.int64)
     wanted = np.zeros(inside.shape, bool)
+    assert windows.token_ids is not None
     ids[inside], wanted[inside] = windows.token_ids[where], windows.wanted[where]
     position_ids[inside] = places
     tensors = (torch.from_numpy(array) for array in (ids, wanted, ~inside, position_ids))

@@ -13,17 +13,21 @@ from typing import Any, Literal, get_args
 from pydantic import ValidationError
 
 from softlabels import codecs
+from softlabels import selection as selections
 from softlabels.codecs import Plain, Preset
 from softlabels.errors import InputError, quoted
 from softlabels.inputs import tokenizer as tokenizers
 from softlabels.inputs.preparation import OnLong, Preparation
+from softlabels.inputs.samples import Partners
 from softlabels.inputs.sources import Source, open_source
+from softlabels.inputs.views import Views
 from softlabels.labelset import plan as plans
 from softlabels.labelset.plan import Plan, SelectionPlan
 from softlabels.precompute.label import OnError
-from softlabels.precompute.pilot import find_batch_tokens, pilot
-from softlabels.selection import Dense, Sampled, Selection, TopK, TopP
+from softlabels.precompute.pilot import default_batch_values, find_batch_tokens, pilot
+from softlabels.selection import Dense, Sampled, Selection, TopK, TopOdds, TopP
 from softlabels.teachers import LabelTeacher, Teacher, TeacherIdentity, resolve
+from softlabels.teachers.traits import class_names_of, kind_of, positions_rule, takes_arrays
 
 DEFAULT_TEMPERATURES = (1.0, 2.0, 4.0)
 DEFAULT_UNIT_ROWS = 256
@@ -43,6 +47,7 @@ class Job:
         source, teacher, preparation, selection, temperatures: as asked for, or by default.
         codec: its name; None for that of the earlier plan, or the default.
         earlier: the plan of the set that is gone on with; None for a new one.
+        views: how a sample is seen; None for as it is.
         store_inputs, probes, on_error, unit_rows, packing: see `softlabels.precompute`.
         asked_batch_tokens: None for those of the earlier plan, or of a trial.
     """
@@ -54,6 +59,7 @@ class Job:
     temperatures: tuple[float, ...]
     codec: str | None
     earlier: Plan | None
+    views: Views | None
     store_inputs: bool
     probes: int
     on_error: OnError
@@ -64,7 +70,16 @@ class Job:
     @property
     def codec_name(self) -> str:
         """Of a new set."""
-        return self.codec or codecs.default(sampled=self.selection.sampled)
+        if self.codec is not None:
+            return self.codec
+        return codecs.default(sampled=self.selection.sampled, kind=kind_of(self.teacher))
+
+    @cached_property
+    def partners(self) -> Partners | None:
+        """What views are made of beside the sample; None where they are of one alone."""
+        if self.views is None or not self.views.partner:
+            return None
+        return Partners(self.source)
 
     @cached_property
     def batch_tokens(self) -> int:
@@ -73,6 +88,8 @@ class Job:
             return self.asked_batch_tokens
         if self.earlier is not None:
             return self.earlier.batch_tokens
+        if self.preparation.kind == "array":
+            return default_batch_values(self.teacher)
         length = self.preparation.max_length
         return find_batch_tokens(self.teacher, self.selection, length=length)
 
@@ -93,6 +110,10 @@ class Job:
             data=self.source.identity,
             preparation=self.preparation,
             selection=SelectionPlan.of(self.selection),
+            kind=kind_of(self.teacher),
+            requires=() if self.views is None else (plans.VIEWS,),
+            class_names=class_names_of(self.teacher),
+            views=None if self.views is None else self.views.identity,
             codec=Plain(self.teacher.classes, self.temperatures).to_json(),
             temperatures=self.temperatures,
             hard_label_alignment=getattr(self.teacher, "alignment", "next"),
@@ -128,13 +149,15 @@ def settle(
     selection: Selection | None = None,
     column: str = "text",
     key: str | None = None,
+    label: str | None = None,
+    views: Views | None = None,
     max_length: int = 512,
     overlap: int = 0,
     on_long: OnLong = "window",
     assistant_only: bool = False,
     temperatures: Sequence[float] | None = None,
     codec: str | None = None,
-    store_inputs: bool = True,
+    store_inputs: bool | None = None,
     probes: int = 0,
     limit: int | None = None,
     on_error: OnError = "raise",
@@ -152,7 +175,10 @@ def settle(
         InputError: data or arguments are not usable.
         TeacherError: there is no such teacher.
     """
-    preset = codecs.preset(codecs.DEFAULT if codec is None else codec)
+    known = resolve(teacher)
+    kind, arrays = kind_of(known), takes_arrays(known)
+    default_codec = codecs.default(sampled=isinstance(selection, Sampled), kind=kind)
+    preset = codecs.preset(default_codec if codec is None else codec)
     if not isinstance(selection, (TopK, TopP, Sampled, Dense, NoneType)):
         raise InputError(
             f"selection is {selection!r}; expected softlabels.TopK(k), TopP(p), Sampled(n) or "
@@ -163,10 +189,19 @@ def settle(
     _check_choices(on_error, unit_rows=unit_rows, batch_tokens=batch_tokens)
     if not isinstance(probes, int) or isinstance(probes, bool) or probes < 0:
         raise InputError(f"probes is {probes}; it must be a whole number from 0 on")
-    source = open_source(data, column=column, key=key, limit=limit, in_place=True)
+    source = open_source(
+        data, column=column, key=key, label=label, limit=limit, in_place=True, arrays=arrays
+    )
     if check_keys:
         source.check_unique_keys()
-    known = resolve(teacher)
+    _check_arrays(known, source, views, store_inputs=store_inputs, probes=probes)
+    if label is not None and getattr(known, "positions", "every" if not arrays else "first") != (
+        "first"
+    ):
+        raise InputError(
+            f"label names the column {quoted(label)}, one hard label a sample, and the teacher "
+            "gives many; leave it out"
+        )
     special_tokens = _special_tokens(known, source, earlier)
     try:
         preparation = Preparation(
@@ -176,6 +211,7 @@ def settle(
             on_long=on_long,
             special_tokens=special_tokens,
             assistant_only=assistant_only,
+            positions=positions_rule(known),
         )
     except ValidationError as error:
         raise InputError(plans.first_problem(error)) from None
@@ -191,21 +227,24 @@ def settle(
             "pass data with random access"
         )
     tells = known.temperatures if isinstance(known, LabelTeacher) else None
-    if selection is None:
-        selection = _selection(known, preset, earlier if codec is None else None)
-    selection = selection.for_classes(known.classes)
+    chosen = selections.of_kind(selection, kind, known.classes)
+    if chosen is None:
+        chosen = _selection(known, preset, earlier if codec is None else None)
+    selection = chosen.for_classes(known.classes)
     if temperatures is None:
-        temperatures = () if selection.sampled else tells or DEFAULT_TEMPERATURES
+        without = selection.sampled or kind == "embedding"
+        temperatures = () if without else tells or DEFAULT_TEMPERATURES
     _check_selection(selection, known, temperatures)
     if codec is not None:
-        needs = codecs.Needs(known.classes, selection.k, (), sampled=selection.sampled)
+        needs = codecs.Needs(known.classes, selection.k, (), sampled=selection.sampled, kind=kind)
         needs.check(preset.codec)
     _check_before_loading(known, preparation, temperatures)
     _check_told(tells, temperatures)
     # Looked up without running it: a trial of what it can loads weights.
     if packing and inspect.getattr_static(known, "can_pack", None) in (None, False):
         raise InputError(_NO_PACKING)
-    rows = min(DEFAULT_UNIT_ROWS, rows_in_memory(selection, max_length))
+    length = 1 if preparation.positions == "first" else max_length
+    rows = min(DEFAULT_UNIT_ROWS, rows_in_memory(selection, length))
     return Job(
         source=source,
         teacher=known,
@@ -214,7 +253,8 @@ def settle(
         temperatures=tuple(temperatures),
         codec=None if codec is None else preset.codec,
         earlier=earlier,
-        store_inputs=store_inputs,
+        views=views,
+        store_inputs=not arrays if store_inputs is None else store_inputs,
         probes=probes,
         on_error=on_error,
         unit_rows=unit_rows or (earlier.unit_rows if earlier else rows),
@@ -227,12 +267,42 @@ def _selection(teacher: Teacher, preset: Preset, earlier: Plan | None) -> Select
     """Where none is named: that of an earlier run, or as many classes as the codec is meant for."""
     if earlier is not None:
         return earlier.selection.make()
+    if kind_of(teacher) == "binary":
+        return TopOdds(min(preset.k, teacher.classes))
     if preset.codec == "sampled":
         raise InputError(
             "the codec sampled writes weights of drawn classes; say how many: "
             "selection=softlabels.Sampled(n) (--draws n)"
         )
     return TopK(min(preset.k, teacher.classes))
+
+
+def _check_arrays(
+    teacher: Teacher, source: Source, views: Views | None, *, store_inputs: bool | None, probes: int
+) -> None:
+    """Refuse what arrays, and answers of other kinds than logits of a softmax, do not have."""
+    if probes and kind_of(teacher) != "categorical":
+        raise InputError(
+            f"probes are dense logits of distributions over classes, and the teacher's answers are "
+            f"{kind_of(teacher)}; leave them out"
+        )
+    if views is not None and not isinstance(views, Views):
+        raise InputError(f"views is {views!r}; expected softlabels.Views(…)")
+    if views is not None and source.kind != "array":
+        raise InputError(
+            f"views are augmented versions of arrays, and the column holds {source.kind}; leave "
+            "them out"
+        )
+    if views is not None and views.partner and source.rows is None:
+        raise InputError(
+            "views with a partner need any sample at any time, and the data is a stream; pass data "
+            "with random access"
+        )
+    if store_inputs and source.kind == "array":
+        raise InputError(
+            "store_inputs: a label set carries token ids, no arrays, which students join from the "
+            "data; leave it out"
+        )
 
 
 def _check_selection(selection: Selection, teacher: Teacher, temperatures: Sequence[float]) -> None:
@@ -258,6 +328,8 @@ def _special_tokens(
 ) -> bool | Literal["window"]:
     if earlier is not None:
         return earlier.preparation.special_tokens
+    if source.kind == "array":
+        return True
     # A causal model reads on from what came before; others read a whole, marked as such.
     wholes = getattr(teacher, "alignment", "next") == "same" and source.kind != "input_ids"
     return "window" if wholes else True
@@ -298,7 +370,7 @@ def _check_before_loading(
             f"max_length is {preparation.max_length}, but the teacher was made for at most "
             f"{teacher.max_length} tokens; choose a smaller max_length"
         )
-    if preparation.kind != "input_ids" and teacher.tokenizer is None:
+    if preparation.kind in ("text", "messages") and teacher.tokenizer is None:
         raise InputError(
             f"the column holds {preparation.kind}, but the teacher has no tokenizer; give it one, "
             "or a column of token ids"

@@ -1,11 +1,13 @@
-"""Label one unit: windows of token ids → records with their labels, in the windows' order."""
+"""Label one unit: windows of tokens, or arrays → records with their labels, in their order."""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -14,14 +16,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from softlabels.errors import LabellingError, SoftLabelsError, TeacherError, quoted
+from softlabels.inputs.hard import hard_labels
 from softlabels.inputs.prepare import prepare
+from softlabels.inputs.prepare_arrays import prepare_arrays
+from softlabels.inputs.samples import Partners
+from softlabels.inputs.views import Views
 from softlabels.inputs.windows import Windows
-from softlabels.labels import SoftLabels
+from softlabels.labels import Labels, SoftLabels
 from softlabels.labelset.plan import Plan
 from softlabels.labelset.probes import choose
 from softlabels.labelset.shard import UnitSummary
 from softlabels.memory import sent
-from softlabels.precompute.batches import bucketed, packed, padded, rows_of_many
+from softlabels.precompute.batches import (
+    bucketed,
+    of_one_shape,
+    packed,
+    padded,
+    rows_of_many,
+    stacked,
+)
 from softlabels.precompute.room import Coming, Dense, Room
 from softlabels.precompute.unit import (
     Labelled,
@@ -36,11 +49,12 @@ from softlabels.progress import NOTHING_SEEN, Seen
 from softlabels.selection import Selection
 from softlabels.selection.uniforms import uniforms
 from softlabels.teachers import LabelTeacher, Teacher
+from softlabels.teachers.traits import positions_in, ready
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Int64s = NDArray[np.int64]
-# Token ids, wanted, padding, and, of rows that hold several records, places in them; each (B, T).
+# Token ids or arrays, wanted, padding, and, of rows of several records, places in them; (B, T).
 Inputs = tuple[Tensor, Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, Tensor]
 OnError = Literal["raise", "skip"]
 
@@ -51,6 +65,8 @@ class Labeller:
 
     Attributes:
         teacher, selection, plan: as planned.
+        views: how a sample is seen; None for as it is.
+        partners: what views are made of beside the sample; None where they are of one alone.
         on_error: "raise" stops at a sample that cannot be labelled, "skip" notes it as a reject.
         advance: told of every batch: its tokens, the unit's tokens in all, and what was seen.
         again: told when the unit begins again with smaller batches.
@@ -61,28 +77,51 @@ class Labeller:
     selection: Selection
     plan: Plan
     on_error: OnError
+    views: Views | None = None
+    partners: Partners | None = None
     advance: Callable[[int, int, Seen], None] = lambda *_: None
     again: Callable[[], None] = lambda: None
     keep_logits: bool = False
 
     def prepare(self, unit: Unit) -> Prepared:
-        """Tokenise a unit's samples and cut them into windows; needs no teacher."""
+        """Make records of a unit's samples, as the teacher takes them; its weights are not used."""
         data = self.plan.data
         digests, whole = unit.digests(data.columns)
-        windows = prepare(
-            unit.table.column(data.columns[0]),
-            self.plan.preparation,
-            tokenizer=None if self.plan.preparation.kind == "input_ids" else self.teacher.tokenizer,
-            classes=self.plan.teacher.token_ids,
-        )
-        if getattr(self.teacher, "positions", "every") == "first":
-            windows = windows.first_tokens()
+        windows = self._windows(unit)
+        if data.label is not None:
+            hard = hard_labels(
+                unit.table.column(data.label),
+                name=data.label,
+                classes=self.plan.teacher.classes,
+                class_names=self.plan.class_names,
+            )
+            windows = replace(windows, hard=hard[windows.rows])
         identity = identity_of(windows, unit, digests)
         numbers = None
         if self.selection.sampled:
             seed = self.selection.settings["seed"]
             numbers = uniforms(seed, identity, windows.lengths)
         return Prepared(unit, whole, windows, identity, numbers)
+
+    def _windows(self, unit: Unit) -> Windows:
+        column, preparation = unit.table.column(self.plan.data.columns[0]), self.plan.preparation
+        if preparation.kind == "array":
+            return prepare_arrays(
+                column,
+                unit.keys,
+                views=self.views,
+                partners=self.partners,
+                ready=partial(ready, self.teacher),
+                positions=partial(positions_in, self.teacher),
+            )
+        windows = prepare(
+            column,
+            preparation,
+            tokenizer=None if preparation.kind == "input_ids" else self.teacher.tokenizer,
+            classes=self.plan.teacher.token_ids,
+        )
+        first = getattr(self.teacher, "positions", "every") == "first"
+        return windows.first_tokens() if first else windows
 
     def __call__(self, prepared: Prepared, probes: int = 0) -> Labelled:
         """Label a unit.
@@ -111,7 +150,7 @@ class Labeller:
         kept = dense.probes(windows, failures.keys())
         return Labelled(drop(records, failures.keys()), summary, kept)
 
-    def _label(self, prepared: Prepared, probes: int) -> tuple[SoftLabels, Dense, dict[int, str]]:
+    def _label(self, prepared: Prepared, probes: int) -> tuple[Labels, Dense, dict[int, str]]:
         """Labels of every wanted position, dense ones, and why some records have none.
 
         A batch that does not fit into memory begins the unit again with half as many tokens, so
@@ -120,23 +159,17 @@ class Labeller:
         windows, tokens = prepared.windows, self.plan.batch_tokens
         wanted = int(windows.wanted.sum())
         while True:
-            out = Room(
-                wanted,
-                self.selection.k,
-                self.plan.temperatures,
-                sampled=self.selection.sampled,
-                keep_logits=self.keep_logits,
-                logits_known=self.plan.teacher.logits_known,
-            )
+            out = Room(wanted, self.selection, self.plan, keep_logits=self.keep_logits)
             dense = Dense(choose(wanted, probes, prepared.unit.number))
             try:
                 failures = self._label_batches(prepared, tokens, out, dense)
                 return out.labels, dense, failures
             except torch.OutOfMemoryError as error:
-                longest = int(windows.lengths.max())
+                longest = self._largest(windows)
                 if tokens <= longest:
                     raise LabellingError(
-                        f"the teacher ran out of memory on one record of {longest} tokens: "
+                        f"the teacher ran out of memory on one record of {longest} "
+                        f"{'tokens' if windows.arrays is None else 'numbers'}: "
                         f"{str(error).splitlines()[0]}. Choose a smaller max_length, or a device "
                         "with more memory"
                     ) from error
@@ -146,11 +179,17 @@ class Labeller:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
+    def _largest(self, windows: Windows) -> int:
+        """What the largest record adds to a batch, in what `batch_tokens` counts."""
+        if windows.arrays is not None:
+            return max(array.size for array in windows.arrays)
+        return int(windows.lengths.max())
+
     def _label_batches(
         self, prepared: Prepared, batch_tokens: int, out: Room, dense: Dense
     ) -> dict[int, str]:
         windows = prepared.windows
-        total = len(windows.token_ids)
+        total = windows.size
         failures: dict[int, str] = {}
         late: deque[tuple[int, list[Coming]]] = deque()
 
@@ -178,6 +217,10 @@ class Labeller:
 
     def _batches(self, windows: Windows, batch_tokens: int) -> Iterator[tuple[Int64s, Inputs]]:
         """The records of every batch, in the order of its wanted positions, and what is run."""
+        if windows.arrays is not None:
+            for records in of_one_shape(windows.arrays, batch_tokens):
+                yield records, stacked(windows, records)
+            return
         if not self.plan.packing:
             for records in bucketed(windows.lengths, batch_tokens):
                 yield records, padded(windows, records)
@@ -221,23 +264,27 @@ class Labeller:
         return coming
 
     def _hard_labels(self, windows: Windows) -> NDArray[np.int64]:
+        if windows.hard is not None:
+            return np.repeat(windows.hard, windows.lengths)
+        if windows.token_ids is None:
+            return np.full(windows.size, -1)
         if not getattr(self.teacher, "classes_are_tokens", True):
-            return np.full(len(windows.token_ids), -1)
+            return np.full(windows.size, -1)
         if self.plan.hard_label_alignment == "same":
             return windows.token_ids
         return windows.hard_labels
 
     def _answers(
         self, inputs: Inputs, hard: Tensor, numbers: Tensor | None
-    ) -> Iterator[tuple[SoftLabels, Tensor | None]]:
+    ) -> Iterator[tuple[Labels, Tensor | None]]:
         """Labels of the wanted positions, and the logits they come from where there are any."""
         input_ids, wanted, padding, *places = inputs
         if isinstance(self.teacher, LabelTeacher):
             answers = self.teacher.labels(
                 input_ids, wanted, padding=padding, hard_labels=hard, k=self.selection.k
             )
-            for labels in _watched(answers):
-                yield labels, None
+            for told in _watched(answers):
+                yield told, None
             return
         packing = {"position_ids": places[0]} if places else {}
         left = len(hard)
@@ -273,7 +320,8 @@ class Labeller:
         for record in records:
             try:
                 alone = np.asarray([record])
-                _put(self._run(prepared, alone, padded(prepared.windows, alone), dense), out)
+                inputs = self._alone(prepared.windows, alone)
+                _put(self._run(prepared, alone, inputs, dense), out)
             except _TeacherRaised as error:
                 failures[int(record)] = str(error)
         if not failures:
@@ -281,6 +329,10 @@ class Labeller:
                 f"{cause}, for a batch whose records it labels one by one"
             ) from cause
         return failures
+
+    @staticmethod
+    def _alone(windows: Windows, record: Int64s) -> Inputs:
+        return padded(windows, record) if windows.arrays is None else stacked(windows, record)
 
     def _failure(self, unit: Unit, row: int, part: int, reason: str) -> dict[str, Any]:
         noted = reject(unit, row, part, reason)
@@ -320,7 +372,9 @@ def _put(coming: Iterable[Coming], out: Room) -> Seen:
     return seen
 
 
-def _and(seen: Seen, labels: SoftLabels) -> Seen:
+def _and(seen: Seen, labels: Labels) -> Seen:
+    if not isinstance(labels, SoftLabels):
+        return replace(seen, positions=seen.positions + len(labels), mass=math.nan)
     hard = labels.hard_log_probs
     judged = None if hard is None else hard[~hard.isnan()]
     return Seen(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -12,64 +11,67 @@ from numpy.typing import NDArray
 
 from softlabels.errors import TeacherError
 from softlabels.inputs.windows import Windows
-from softlabels.labels import SoftLabels
+from softlabels.labels import BinaryLabels, Embeddings, Labels, SoftLabels
+from softlabels.labelset.plan import Plan
 from softlabels.labelset.probes import Probes
+from softlabels.selection import Selection
 
 
 class Room:
     """A unit's labels while they are put there; NaN before.
 
     Args:
-        sampled: the entries have weights.
+        positions: how many there are.
+        selection: what of each is kept.
+        plan: what else the labels are.
         keep_logits: hold the raw logits too, in the dtype of the first that come.
-        logits_known: the teacher gives logits, which have a logsumexp.
     """
 
     def __init__(
-        self,
-        positions: int,
-        k: int,
-        temperatures: tuple[float, ...],
-        *,
-        sampled: bool = False,
-        keep_logits: bool,
-        logits_known: bool,
+        self, positions: int, selection: Selection, plan: Plan, *, keep_logits: bool
     ) -> None:
-        self._empty = keep_logits
-
-        def make() -> SoftLabels:
-            def unknown(*shape: int) -> torch.Tensor:
-                return torch.full((positions, *shape), torch.nan)
-
-            return SoftLabels(
-                ids=torch.zeros(positions, k, dtype=torch.int64),
-                log_probs=unknown(k),
-                logsumexp=unknown() if logits_known else None,
-                log_tails=unknown(len(temperatures)) if temperatures else None,
-                temperatures=temperatures,
-                hard_log_probs=unknown(),
-                logits=unknown(k) if keep_logits else None,
-                sampled=sampled,
-            )
-
-        self._make = make
+        self._positions, self._selection, self._plan = positions, selection, plan
+        self._keep_logits = self._empty = keep_logits
 
     @cached_property
-    def labels(self) -> SoftLabels:
+    def labels(self) -> Labels:
         """What is known of every position so far."""
         # Filled when the first ones come: an accelerator is at work by then and need not wait.
-        return self._make()
+        count, selection, at = self._positions, self._selection, self._plan.temperatures
 
-    def put(self, where: torch.Tensor, labels: SoftLabels) -> None:
+        def unknown(*shape: int) -> torch.Tensor:
+            return torch.full((count, *shape), torch.nan)
+
+        ids = torch.zeros(count, selection.k, dtype=torch.int64)
+        match self._plan.kind:
+            case "embedding":
+                return Embeddings(unknown(selection.k))
+            case "binary":
+                classes = self._plan.teacher.classes
+                at = at if selection.k < classes else ()
+                floors = unknown(len(at)) if at else None
+                return BinaryLabels(ids, unknown(selection.k), floors, at)
+        return SoftLabels(
+            ids=ids,
+            log_probs=unknown(selection.k),
+            logsumexp=unknown() if self._plan.teacher.logits_known else None,
+            log_tails=unknown(len(at)) if at else None,
+            temperatures=at,
+            hard_log_probs=unknown(),
+            logits=unknown(selection.k) if self._keep_logits else None,
+            sampled=selection.sampled,
+        )
+
+    def put(self, where: torch.Tensor, labels: Labels) -> None:
         """Labels of the positions `where`.
 
         Raises:
             TeacherError: the logits are of another dtype than the first ones.
         """
-        if self._empty and self.labels.logits is not None and labels.logits is not None:
-            narrow = self.labels.logits.to(labels.logits.dtype)
-            self.labels, self._empty = replace(self.labels, logits=narrow), False
-        for name in SoftLabels.FIELDS:
+        if self._empty and isinstance(labels, SoftLabels) and labels.logits is not None:
+            narrow = self.labels.tensors()["logits"].to(labels.logits.dtype)
+            self.labels, self._empty = self.labels.with_tensors({"logits": narrow}), False
+        for name in self.labels.FIELDS:
             room, values = getattr(self.labels, name), getattr(labels, name)
             if room is None:
                 continue
@@ -85,9 +87,13 @@ class Room:
     @property
     def whole(self) -> torch.Tensor:
         """Which positions have labels that are numbers, bool, (positions,)."""
-        if self.labels.logsumexp is not None:
-            return torch.isfinite(self.labels.logsumexp)
-        return ~self.labels.log_probs.isnan().any(-1)
+        match self.labels:
+            case SoftLabels(logsumexp=torch.Tensor() as logsumexp):
+                return torch.isfinite(logsumexp)
+            case SoftLabels(log_probs=values):
+                return ~values.isnan().any(-1)
+            case BinaryLabels(log_odds=values) | Embeddings(vectors=values):
+                return torch.isfinite(values).all(-1)
 
 
 class Coming:
@@ -99,20 +105,20 @@ class Coming:
             it has to do already, and nobody waits for it.
     """
 
-    def __init__(self, where: torch.Tensor, labels: SoftLabels) -> None:
+    def __init__(self, where: torch.Tensor, labels: Labels) -> None:
         self.where = where
         self._copied: torch.cuda.Event | None = None
-        self._labels = labels.to("cpu", non_blocking=labels.ids.is_cuda)
-        if labels.ids.is_cuda:
+        self._labels = labels.to("cpu", non_blocking=labels.device.type == "cuda")
+        if labels.device.type == "cuda":
             self._copied = torch.cuda.Event()
-            self._copied.record(torch.cuda.current_stream(labels.ids.device))
+            self._copied.record(torch.cuda.current_stream(labels.device))
 
     @property
     def on_its_way(self) -> bool:
         """Whether `arrived` may have to wait."""
         return self._copied is not None
 
-    def arrived(self) -> SoftLabels:
+    def arrived(self) -> Labels:
         """The labels on the CPU; waits for them."""
         if self._copied is not None:
             self._copied.synchronize()

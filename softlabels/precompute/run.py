@@ -11,6 +11,7 @@ from typing import Any
 from softlabels import ranks
 from softlabels.errors import InputError
 from softlabels.inputs.preparation import OnLong
+from softlabels.inputs.views import Views
 from softlabels.labelset.manifest import Receipt
 from softlabels.labelset.reader import LabelSet
 from softlabels.labelset.target import Out, address, earlier
@@ -37,13 +38,15 @@ def precompute(
     selection: Selection | None = None,
     column: str = "text",
     key: str | None = None,
+    label: str | None = None,
+    views: Views | None = None,
     max_length: int = 512,
     overlap: int = 0,
     on_long: OnLong = "window",
     assistant_only: bool = False,
     temperatures: Sequence[float] | None = None,
     codec: str | None = None,
-    store_inputs: bool = True,
+    store_inputs: bool | None = None,
     probes: int = 0,
     limit: int | None = None,
     on_error: OnError = "raise",
@@ -74,8 +77,12 @@ def precompute(
         selection: which classes are kept: `TopK(k)`, `TopP(p, max_k)`, `Sampled(n)` or `Dense()`;
             the plan's when resuming without a codec, else `TopK(64)`, `TopK(8)` for the codec
             "tiny", or all of fewer classes.
-        column: what is labelled: text, chat messages, or ready token ids, by its type.
+        column: what is labelled: text, chat messages, or ready token ids, by its type; of a teacher
+            of arrays, arrays: lists of numbers, encoded images, NumPy arrays, tensors.
         key: the column that names samples, string or integer, unique; row numbers by default.
+        label: the column of hard labels, a class's number or name, of a teacher that gives one
+            label a sample; what it thinks of them is stored, and students get them.
+        views: augmented versions of every sample, each labelled; of arrays.
         max_length: tokens in a record at most.
         overlap: tokens that a window repeats from the one before, as context only.
         on_long: samples above max_length: "window" cuts them into several records, "truncate"
@@ -87,7 +94,8 @@ def precompute(
             1.2e-4 nats at k = 64; "tiny", the same for k = 8 by default; "lossless", the logits
             bit for bit; "plain", float32 lists that anyone can read; "sampled" for `Sampled`, and
             for that alone. The plan's when resuming, else "compact".
-        store_inputs: keep the token ids in the set, so that it can be trained on by itself.
+        store_inputs: keep the token ids in the set, so that it can be trained on by itself, which
+            is the default; arrays are never kept.
         probes: keep the dense logits of so many positions, spread over the data, bit for bit: a
             sample to measure the set against when the teacher is gone. 4 bytes a class each.
         limit: only the first so many rows.
@@ -132,6 +140,8 @@ def precompute(
         selection=selection,
         column=column,
         key=key,
+        label=label,
+        views=views,
         max_length=max_length,
         overlap=overlap,
         on_long=on_long,

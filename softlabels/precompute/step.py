@@ -64,7 +64,13 @@ class Step:
         """The step of a job."""
         keep_logits = writer.codec.logits_dtype is not None
         labeller = Labeller(
-            job.teacher, job.selection, writer.plan, job.on_error, keep_logits=keep_logits
+            job.teacher,
+            job.selection,
+            writer.plan,
+            job.on_error,
+            views=job.views,
+            partners=job.partners,
+            keep_logits=keep_logits,
         )
         return cls(job.source, writer, labeller, writer.finished_units, _accelerator(job.teacher))
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from softlabels.inputs.digests import DIGEST_TYPE, input_digests, prepared_digest, unit_digest
+from softlabels.inputs.digests import DIGEST_TYPE, input_digests, unit_digest
 from softlabels.inputs.windows import Windows
-from softlabels.labels import SoftLabels
+from softlabels.labels import Labels, soft
 from softlabels.labelset.plan import Plan
 from softlabels.labelset.probes import Probes
-from softlabels.labelset.records import Records, join
+from softlabels.labelset.records import VIEW_PARAMS, Records, join
 from softlabels.labelset.shard import UnitSummary
 from softlabels.selection import Dense
 
@@ -48,7 +47,7 @@ class Prepared:
     Attributes:
         unit: its number and rows.
         digest: of the whole unit's input.
-        windows: its token ids, a window a record.
+        windows: its token ids, a window a record; or its arrays.
         identity: see `Records.identity`.
         uniforms: what a sampled selection draws by at each token, float64, (tokens,); else None.
     """
@@ -91,33 +90,33 @@ def reject(unit: Unit, row: int, part: int, reason: str) -> dict[str, Any]:
 
 def identity_of(windows: Windows, unit: Unit, digests: list[bytes]) -> pa.Table:
     """Who each record is, and the digests of what it was made from; see `Records.identity`."""
-    bounds = pairwise(windows.offsets.tolist())
     rows = windows.rows
+    views = np.zeros(len(windows), np.int32) if windows.views is None else windows.views
+    told = {} if windows.told is None else {VIEW_PARAMS: pa.array(windows.told, pa.string())}
     return pa.table(
         {
             "key": unit.keys.take(pa.array(rows)),
             "part": pa.array(windows.parts, pa.int32()),
-            "view": pa.array(np.zeros(len(windows), np.int32)),
+            "view": pa.array(views, pa.int32()),
             "source_start": pa.array(windows.starts, pa.int32()),
             "source_length": pa.array(windows.source_lengths, pa.int32()),
             "input_digest": pa.array([digests[row] for row in rows], DIGEST_TYPE),
-            "prepared_digest": pa.array(
-                [prepared_digest(windows.token_ids[a:b]) for a, b in bounds], DIGEST_TYPE
-            ),
+            "prepared_digest": pa.array(windows.digests, DIGEST_TYPE),
+            **told,
         }
     )
 
 
-def records_of(windows: Windows, labels: SoftLabels, identity: pa.Table, plan: Plan) -> Records:
+def records_of(windows: Windows, labels: Labels, identity: pa.Table, plan: Plan) -> Records:
     """Labels of the wanted positions as the records that are written."""
     if plan.selection.name == Dense.name and plan.make_codec().ordered:
-        labels = labels.sorted()
+        labels = soft(labels).sorted()
     counted = np.concatenate([[0], np.cumsum(windows.wanted)])
     return Records(
         identity=identity,
         token_offsets=windows.offsets,
         token_ids=windows.token_ids if plan.store_inputs else None,
-        next_ids=windows.next_ids if plan.store_inputs else None,
+        next_ids=None if windows.token_ids is None or not plan.store_inputs else windows.next_ids,
         wanted=windows.wanted,
         labels=labels,
         label_offsets=counted[windows.offsets],

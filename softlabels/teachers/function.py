@@ -1,17 +1,29 @@
-"""Any callable from token ids to logits."""
+"""Any callable from token ids, or arrays, to logits or vectors."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from softlabels.errors import TeacherError
 from softlabels.teachers.identity import TeacherIdentity, dtype_name, weights_digest
+from softlabels.teachers.traits import Kind
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a callable takes and gives; see `softlabels.teachers.from_callable`."""
+
+    takes: Literal["tokens", "arrays"] = "tokens"
+    kind: Kind = "categorical"
+    positions: Literal["first", "every"] = "every"
+    class_names: Sequence[str] | None = None
 
 
 class FunctionTeacher:
@@ -26,9 +38,20 @@ class FunctionTeacher:
         classes: int,
         tokenizer: Any | None,
         max_length: int | None,
+        answers: Answers,
     ) -> None:
         self._function, self._name, self._version = function, name, version
         self.classes, self.tokenizer, self.max_length = classes, tokenizer, max_length
+        self.takes, self.kind = answers.takes, answers.kind
+        self.positions, self.class_names = answers.positions, answers.class_names
+        self.alignment = "next" if answers.takes == "tokens" else "same"
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where an `nn.Module` is; None of other callables."""
+        function = self._function
+        parameters = function.parameters() if isinstance(function, nn.Module) else iter(())
+        return next((parameter.device for parameter in parameters), None)
 
     @cached_property
     def identity(self) -> TeacherIdentity:
@@ -47,19 +70,21 @@ class FunctionTeacher:
     @torch.no_grad()
     def logits(self, input_ids: Tensor, wanted: Tensor, *, padding: Tensor) -> Iterator[Tensor]:
         """As `softlabels.teachers.Teacher`."""
-        module = self._function if isinstance(self._function, nn.Module) else None
-        if module is not None:
-            module.eval()
-            device = next((p.device for p in module.parameters()), input_ids.device)
-            input_ids, wanted = input_ids.to(device), wanted.to(device)
+        if isinstance(self._function, nn.Module):
+            self._function.eval()
+        if self.device is not None:
+            input_ids, wanted = input_ids.to(self.device), wanted.to(self.device)
         found = self._function(input_ids)
         logits = getattr(found, "logits", found)
-        expected = (*input_ids.shape, self.classes)
+        if self.takes == "arrays" and self.positions == "first" and isinstance(logits, Tensor):
+            logits = logits.unsqueeze(1) if logits.ndim == 2 else logits
+        expected = (*wanted.shape, self.classes)
         if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            what = "input_ids" if self.takes == "tokens" else "arrays"
             raise TeacherError(
-                f"the teacher {self._name!r} returned {shape} for input_ids of shape "
-                f"{tuple(input_ids.shape)}; expected logits of shape (batch, tokens, classes) = "
+                f"the teacher {self._name!r} returned {shape} for {what} of shape "
+                f"{tuple(input_ids.shape)}; expected logits of shape (batch, positions, classes) = "
                 f"{expected}"
             )
         for row, mask in zip(logits, wanted, strict=True):
@@ -74,12 +99,17 @@ def from_callable(
     classes: int | None = None,
     tokenizer: Any | None = None,
     max_length: int | None = None,
+    takes: Literal["tokens", "arrays"] = "tokens",
+    kind: Kind = "categorical",
+    positions: Literal["first", "every"] | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> FunctionTeacher:
     """A teacher of any callable `input_ids (B, T) int64 → logits (B, T, V)`, padded on the right.
 
     Padding comes after a sequence's own tokens and its logits are ignored, so a causal model needs
-    no mask. `name`, `version`, `classes`, `tokenizer` and `max_length` may also be attributes of
-    the callable.
+    no mask. With `takes="arrays"` it is a callable `arrays (B, …) → logits (B, V)`, of arrays of
+    one shape and their own dtype, or with `positions="every"` `(B, T, …) → (B, T, V)`. `name`,
+    `version`, `classes`, `tokenizer` and `max_length` may also be attributes of the callable.
 
     Args:
         name, version: which teacher this is: change the version when its answers change. An
@@ -87,6 +117,12 @@ def from_callable(
         classes: V.
         tokenizer: a transformers tokenizer; needed for text and messages.
         max_length: the longest sequence it takes.
+        takes: "tokens" or "arrays".
+        kind: what it gives: "categorical", logits of a softmax; "binary", logits of a sigmoid each;
+            "embedding", vectors, whose width `classes` is.
+        positions: "first" for one label a sample, "every" for one at each token or index of the
+            first axis; by default "every" of tokens, "first" of arrays.
+        class_names: of the classes in order, if they have some.
 
     Raises:
         TeacherError: without identity, or without a number of classes.
@@ -103,6 +139,7 @@ def from_callable(
     classes = classes or getattr(function, "classes", None)
     if not isinstance(classes, int) or classes < 1:
         raise TeacherError(f"the callable teacher {name!r} needs classes=, the width of its logits")
+    where = positions or ("every" if takes == "tokens" else "first")
     return FunctionTeacher(
         function,
         name=str(name),
@@ -110,6 +147,7 @@ def from_callable(
         classes=classes,
         tokenizer=tokenizer or getattr(function, "tokenizer", None),
         max_length=max_length or getattr(function, "max_length", None),
+        answers=Answers(takes, kind, where, class_names),
     )
 
 

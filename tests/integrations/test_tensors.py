@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 import softlabels as sl
 from softlabels.errors import InputError
 from softlabels.integrations import from_tensors, to_tensors
-from softlabels.labels import FIELDS
+from softlabels.labels import SoftLabels
 
 
 def batch_of(labels: sl.LabelSet) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def test_a_batch_comes_back_from_its_tensors(labels: sl.LabelSet) -> None:
     assert plain == {"soft_temperatures", "soft_classes", "soft_sampled"}
     back = from_tensors(tensors)
     assert set(back) == set(batch) - {"key"}
-    for name in (*FIELDS, "mask", "temperatures", "classes", "sampled"):
+    for name in (*SoftLabels.FIELDS, "mask", "temperatures", "classes", "sampled"):
         assert getattr(back["soft_labels"], name) is getattr(batch["soft_labels"], name)
 
 

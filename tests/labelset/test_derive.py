@@ -23,7 +23,7 @@ import softlabels as sl
 from softlabels.codecs import Sampled, curves
 from softlabels.codecs.idtable import IdTable
 from softlabels.errors import CorruptShardError, InputError, LabelSetError, PlanMismatchError
-from softlabels.labels import FIELDS, concatenate
+from softlabels.labels import concatenate
 from softlabels.labelset.shard import UnitSummary
 from softlabels.labelset.verify import repair, verify
 from softlabels.labelset.writer import begin
@@ -72,7 +72,7 @@ def flat(labels: sl.LabelSet) -> sl.SoftLabels:
 
 def same(ours: sl.SoftLabels, theirs: sl.SoftLabels) -> bool:
     """Bit for bit, but for the payload of NaN."""
-    for name in FIELDS:
+    for name in sl.SoftLabels.FIELDS:
         a, b = getattr(ours, name), getattr(theirs, name)
         if (a is None) != (b is None):
             return False

@@ -138,8 +138,8 @@ def test_an_unknown_format_is_refused_and_named(version: Any) -> None:
 
 
 def test_a_required_feature_that_is_not_known_is_refused_by_name() -> None:
-    with pytest.raises(UnsupportedFormatError, match='requires "binary", "views"'):
-        changed("requires", ["views", "binary"])
+    with pytest.raises(UnsupportedFormatError, match='requires "dreams", "verses"'):
+        changed("requires", ["verses", "dreams", "views"])
 
 
 def test_what_a_set_requires_reaches_no_terminal_raw() -> None:
@@ -173,7 +173,7 @@ def test_what_is_no_plan_is_refused_in_words(data: bytes) -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("kind", "binary"),
+        ("kind", "graphical"),
         ("teacher", None),
         ("teacher.classes", "many"),
         ("unit_rows", 0),

@@ -224,7 +224,7 @@ def test_the_cpu_is_a_device_as_any_other(
 ) -> None:
     records = labels.take([4, 0], device=device)
     assert [contents(records, row) for row in range(2)] == [made.records[4], made.records[0]]
-    tensors = records.labels._tensors().values()
+    tensors = records.labels.tensors().values()
     assert {tensor.device.type for tensor in tensors} == {"cpu"}
 
 
@@ -232,15 +232,15 @@ def test_labels_come_to_the_device_that_is_asked_for(made: Set, labels: sl.Label
     if made.codec == "compact":
         pytest.skip("its bytes are unpacked on the device, and this one cannot compute")
     records = labels.take([4, 0], device="meta")
-    assert {tensor.device.type for tensor in records.labels._tensors().values()} == {"meta"}
-    assert {t.device.type for t in records.record_labels(1)._tensors().values()} == {"meta"}
+    assert {tensor.device.type for tensor in records.labels.tensors().values()} == {"meta"}
+    assert {t.device.type for t in records.record_labels(1).tensors().values()} == {"meta"}
 
 
 @pytest.mark.gpu
 def test_what_is_unpacked_on_a_gpu_is_what_is_unpacked_here(made: Set, labels: sl.LabelSet) -> None:
     here, there = labels.take([4, 0, 9]), labels.take([4, 0, 9], device="cuda").labels
-    assert {tensor.device.type for tensor in there._tensors().values()} == {"cuda"}
-    for name, values in here.labels._tensors().items():
+    assert {tensor.device.type for tensor in there.tensors().values()} == {"cuda"}
+    for name, values in here.labels.tensors().items():
         found = getattr(there, name).cpu()
         torch.testing.assert_close(found, values, rtol=0, atol=1e-6, equal_nan=True)
 

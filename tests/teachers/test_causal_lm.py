@@ -153,7 +153,7 @@ def test_the_batches_that_precompute_makes_give_each_record_its_own_logits(llama
     windows = Windows(
         rows=np.arange(3), parts=np.zeros(3, int), starts=np.zeros(3, int),
         source_lengths=lengths, token_ids=np.arange(13) % CLASSES, offsets=offsets,
-        next_ids=np.full(3, -1), wanted=np.arange(13) % 4 != 2,
+        next_ids=np.full(3, -1), wanted=np.arange(13) % 4 != 2, digests=[b""] * 3,
     )  # fmt: skip
     ids, wanted, padding = padded(windows, np.asarray([1, 0, 2]))
     found = answer(causal_lm(llama), ids, wanted, padding)
