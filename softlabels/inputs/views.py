@@ -144,7 +144,7 @@ class Views:
         if len(told) > _MOST_PARAMS:
             raise InputError(
                 f"the parameters of {self.identity.name} take {len(told):,} bytes a view; keep a "
-                'seed in their place: softlabels.Views(…, keep="seeds")'
+                "seed in their place: softlabels.Views(…, keep='seeds')"
             )
         return told
 

@@ -98,8 +98,8 @@ def collate_arrays(records: Records, *, single: bool) -> dict[str, Any]:
         single: each has one label, which has no axis of positions.
 
     Returns:
-        `inputs`, (B, …) in the arrays' own dtype; where their first axes differ `lengths`, int64
-        (B,); `soft_labels` of batch shape (B,), or (B, P) masked where a record has fewer
+        `inputs`, (B, …) in the arrays' own dtype; `lengths`, of their first axes, int64 (B,);
+        `soft_labels` of batch shape (B,), or (B, P) masked where a record has fewer
         positions; `key`, a list; `part` and `view`, int64 (B,).
 
     Raises:
@@ -121,9 +121,12 @@ def collate_arrays(records: Records, *, single: bool) -> dict[str, Any]:
 
 
 def _stacked(arrays: Sequence[NDArray[Any]], records: Records) -> dict[str, Any]:
-    first = arrays[0]
+    first, lengths = arrays[0], np.asarray([len(array) for array in arrays])
     if all(array.shape == first.shape and array.dtype == first.dtype for array in arrays):
-        return {"inputs": torch.from_numpy(np.stack(arrays))}
+        return {
+            "inputs": torch.from_numpy(np.stack(arrays)),
+            "lengths": torch.from_numpy(lengths),
+        }
     for place, array in enumerate(arrays):
         if array.shape[1:] != first.shape[1:] or array.dtype != first.dtype:
             keys = records.identity["key"]
@@ -134,7 +137,6 @@ def _stacked(arrays: Sequence[NDArray[Any]], records: Records) -> dict[str, Any]
                 "bring them to one shape before they are labelled (a view may do it), or choose "
                 "batch_size=1"
             )
-    lengths = np.asarray([len(array) for array in arrays])
     padded = np.zeros((len(arrays), int(lengths.max()), *first.shape[1:]), first.dtype)
     for row, array in zip(padded, arrays, strict=True):
         row[: len(array)] = array

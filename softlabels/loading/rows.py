@@ -176,7 +176,7 @@ class Rows:
         inputs = pa.array(input_digests(table, self._plan.data.columns)).take(rows)
         told = {} if self._plan.views is None else {VIEW_PARAMS: pa.nulls(len(windows))}
         prepared = pa.array(windows.digests, DIGEST_TYPE)
-        identity = numbers | told | {"input_digest": inputs, "prepared_digest": prepared}
+        identity = numbers | {"input_digest": inputs, "prepared_digest": prepared} | told
         schema = self._labels.take([]).identity.schema
         records = Records(
             identity=pa.table({n: pa.array(v) for n, v in identity.items()}).cast(schema),
