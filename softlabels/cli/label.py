@@ -128,8 +128,8 @@ def _teacher(arguments: PrecomputeArguments) -> Teacher:
 def _settings(arguments: PrecomputeArguments) -> dict[str, Any]:
     """The arguments that `precompute` and `plan` have in common."""
     names = (
-        "column key label max_length overlap on_long assistant_only temperatures codec store_inputs "
-        "probes limit on_error unit_rows batch_tokens packing"
+        "column key label max_length overlap on_long assistant_only temperatures codec "
+        "store_inputs probes limit on_error unit_rows batch_tokens packing"
     )
     return {
         "selection": _selection(arguments),

@@ -1,46 +1,63 @@
-"""SoftLabels ↔ Arrow columns; one codec a file, each writes itself as JSON."""
+"""Labels ↔ Arrow columns; one codec a file, each writes itself as JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from softlabels.codecs.binary import Binary
+from softlabels.codecs.binary_plain import BinaryPlain
 from softlabels.codecs.compact import Compact, scale_of
 from softlabels.codecs.idtable import IdTable
+from softlabels.codecs.int8 import Int8
 from softlabels.codecs.lossless import DTYPES, Lossless
 from softlabels.codecs.packed import Packed
 from softlabels.codecs.plain import Plain
+from softlabels.codecs.product import Product
 from softlabels.codecs.sampled import Sampled
 from softlabels.codecs.unpack import CPU
+from softlabels.codecs.vectors import Vectors
 from softlabels.errors import InputError, UnsupportedFormatError, quoted
-from softlabels.labels import Labels, SoftLabels
+from softlabels.labels import BinaryLabels, Labels, SoftLabels
 
 __all__ = [
     "CPU",
     "DEFAULT",
     "PRESETS",
+    "Binary",
+    "BinaryPlain",
     "Codec",
     "Compact",
+    "Int8",
     "Lossless",
     "Needs",
     "Plain",
     "Preset",
+    "Product",
     "Sampled",
+    "Vectors",
     "default",
     "from_json",
+    "names",
     "preset",
     "resolve",
 ]
 
 
 class Codec(Protocol):
-    """Labels of many records, one after another, to columns with one row a record, and back."""
+    """Labels of many records, one after another, to columns with one row a record, and back.
+
+    Attributes:
+        kind: of the labels that it writes: "categorical", "binary" or "embedding".
+    """
+
+    kind: ClassVar[str]
 
     @property
     def fields(self) -> list[pa.Field]:
@@ -83,6 +100,12 @@ _CODECS: dict[str, type[Codec]] = {
     "compact": Compact,
     "lossless": Lossless,
     "sampled": Sampled,
+    "binary": Binary,
+    "binary_plain": BinaryPlain,
+    "float16": Vectors,
+    "float32": Vectors,
+    "int8": Int8,
+    "product": Product,
 }
 
 
@@ -92,7 +115,7 @@ class Preset:
 
     Attributes:
         codec: its name.
-        k: entries at a position where the user names no selection.
+        k: entries at a position where the user names no selection; vectors are kept whole.
     """
 
     codec: str
@@ -106,20 +129,32 @@ PRESETS = {
     "lossless": Preset("lossless"),
     "plain": Preset("plain"),
     "sampled": Preset("sampled"),
+    "binary": Preset("binary"),
+    "binary_plain": Preset("binary_plain"),
+    "float16": Preset("float16"),
+    "float32": Preset("float32"),
+    "int8": Preset("int8"),
+    "product": Preset("product"),
 }
 DEFAULT = "compact"
-OF_PROBABILITIES = ", ".join(name for name in PRESETS if name != "sampled")
+_DEFAULTS = {"categorical": DEFAULT, "binary": "binary", "embedding": "float16"}
 
 
 def default(*, sampled: bool, kind: str = "categorical") -> str:
-    """The codec where none is named, of weights or of probabilities."""
-    return "sampled" if sampled else DEFAULT
+    """The codec where none is named, of a kind of label; of weights, or of probabilities."""
+    return "sampled" if sampled else _DEFAULTS[kind]
 
 
-def preset(name: str) -> Preset:
+def names(kind: str = "categorical") -> str:
+    """The codecs of a kind of label, for people; weights have one of their own."""
+    fitting = (n for n, each in PRESETS.items() if _CODECS[each.codec].kind == kind)
+    return ", ".join(name for name in fitting if name != "sampled")
+
+
+def preset(name: str, kind: str = "categorical") -> Preset:
     """The preset of that name; raises `InputError` if there is none."""
     if name not in PRESETS:
-        raise InputError(f"there is no codec {quoted(name)}; choose from {OF_PROBABILITIES}")
+        raise InputError(f"there is no codec {quoted(name)}; choose from {names(kind)}")
     return PRESETS[name]
 
 
@@ -128,12 +163,13 @@ class Needs:
     """What a codec is made for.
 
     Attributes:
-        classes: V.
+        classes: V; of vectors their width.
         k: entries at a position, at most.
-        temperatures: one log tail a position for each.
+        temperatures: one log tail a position for each, or one floor.
         logits_known: whether there are logsumexps.
         sampled: the entries have weights.
         draws: of a position, where all weights are counts of them.
+        kind: of the labels.
     """
 
     classes: int
@@ -150,6 +186,12 @@ class Needs:
         Raises:
             InputError: saying why, and which can.
         """
+        known = _CODECS.get(PRESETS[name].codec if name in PRESETS else name)
+        if known is not None and known.kind != self.kind:
+            raise InputError(
+                f"the codec {name} writes labels of the kind {known.kind}, and these are "
+                f"{self.kind}; choose from {names(self.kind)}"
+            )
         if name == "lossless" and not self.logits_known:
             raise InputError(
                 "the codec lossless keeps logits, and the teacher gives normalised values only; "
@@ -157,7 +199,7 @@ class Needs:
             )
         if self.sampled != (name == "sampled"):
             kinds = "weights, which sampled alone writes" if self.sampled else "probabilities"
-            way_out = "leave out codec=" if self.sampled else f"choose from {OF_PROBABILITIES}"
+            way_out = "leave out codec=" if self.sampled else f"choose from {names(self.kind)}"
             raise InputError(f"the selection gives {kinds}, and the codec is {name}; {way_out}")
 
 
@@ -172,10 +214,21 @@ def resolve(name: str, needs: Needs, *, pilot: Callable[[], Any]) -> Codec:
         InputError: there is no such codec, or it cannot write what is needed.
     """
     needs.check(name)
-    if name == "plain":
-        return Plain(needs.classes, needs.temperatures)
+    match name:
+        case "plain":
+            return Plain(needs.classes, needs.temperatures)
+        case "binary_plain":
+            return BinaryPlain(needs.classes, needs.temperatures)
+        case "float16" | "float32":
+            return Vectors(needs.classes, name)
+        case "int8":
+            return Int8(needs.classes)
+        case "product":
+            return Product.learn(pilot().vectors.numpy())
+        case "binary":
+            return _binary(needs, pilot())
     labels = pilot()
-    codec: Packed
+    codec: Packed[SoftLabels]
     table = IdTable.count(needs.classes, labels.ids[labels.log_probs > -torch.inf].numpy())
     if name == "sampled":
         codec = Sampled(needs.classes, needs.k, (), table, needs.logits_known, draws=needs.draws)
@@ -191,7 +244,13 @@ def resolve(name: str, needs: Needs, *, pilot: Callable[[], Any]) -> Codec:
             scale=scale_of(needs.k),
         )
     else:
-        raise InputError(f"there is no codec {quoted(name)}; choose from {OF_PROBABILITIES}")
+        raise InputError(f"there is no codec {quoted(name)}; choose from {names()}")
+    return codec.trained(labels) if len(labels) else codec
+
+
+def _binary(needs: Needs, labels: BinaryLabels) -> Binary:
+    table = IdTable.count(needs.classes, labels.ids.numpy())
+    codec = Binary(needs.classes, needs.k, needs.temperatures, table, logits_known=False)
     return codec.trained(labels) if len(labels) else codec
 
 

@@ -32,7 +32,7 @@ def scale_of(k: int) -> int:
 
 
 @dataclass(frozen=True)
-class Compact(Packed):
+class Compact(Packed[SoftLabels]):
     """Probabilities and tails in one byte each.
 
     Error bounds: ids none; a probability p is stored as round(scale · p^⅓) where that is 3 or more,

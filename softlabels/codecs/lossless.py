@@ -29,7 +29,7 @@ DTYPES = {
 
 
 @dataclass(frozen=True)
-class Lossless(Packed):
+class Lossless(Packed[SoftLabels]):
     """Logits in the teacher's own dtype; everything else float32, as it was computed.
 
     Error bound: none in any field. Log-probs are logits − logsumexp again. Entries of log-prob −∞

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,10 +20,11 @@ from softlabels.codecs.planes import PACKED_FIELDS, Layout, Opened, Planes, join
 from softlabels.codecs.ranks import rest_width
 from softlabels.codecs.unpack import CPU
 from softlabels.errors import InputError
-from softlabels.labels import SoftLabels
+from softlabels.labels import BinaryLabels, SoftLabels
 
 Bytes = NDArray[np.uint8]
 Int64s = NDArray[np.int64]
+L = TypeVar("L", SoftLabels, BinaryLabels)
 
 MAX_CLASSES = 1 << 31
 # What a dictionary is trained on. Of samples of another length it is as good (bench_storage.py).
@@ -34,7 +35,7 @@ _BLOCK_ENTRIES = 1 << 17
 
 
 @dataclass(frozen=True)
-class Packed(ABC):
+class Packed(ABC, Generic[L]):
     """Entries by ascending rank of their id; a record is one zstd frame in the column `packed`.
 
     Attributes:
@@ -54,6 +55,7 @@ class Packed(ABC):
     dictionary: bytes = b""
 
     name: ClassVar[str]
+    kind: ClassVar[str] = "categorical"
     ordered: ClassVar[bool] = False
     split_columns: ClassVar[list[str]] = []
     packed_columns: ClassVar[list[str]] = ["packed"]
@@ -73,32 +75,32 @@ class Packed(ABC):
     def logits_dtype(self) -> torch.dtype | None:
         return None
 
-    def encode(self, labels: SoftLabels, offsets: Int64s) -> dict[str, pa.Array]:
+    def encode(self, labels: L, offsets: Int64s) -> dict[str, pa.Array]:
         size = max(1, _BLOCK_ENTRIES // labels.k)
         blocks = range(0, max(1, len(labels)), size)
         parts = [self.to_planes(labels[at : at + size]) for at in blocks]
         return self.layout.pack(join(parts), offsets)
 
-    def decode(self, table: pa.Table, device: torch.device = CPU) -> tuple[SoftLabels, Int64s]:
+    def decode(self, table: pa.Table, device: torch.device = CPU) -> tuple[L, Int64s]:
         opened = self.layout.open(table)
         return self.unpacked(opened, device), opened.offsets
 
-    def unpacked(self, opened: Opened, device: torch.device) -> SoftLabels:
+    def unpacked(self, opened: Opened, device: torch.device) -> L:
         """Labels of decompressed records, of batch shape (positions,)."""
         return self.to_labels(self.layout.unpack(opened), device)
 
-    def trained(self, labels: SoftLabels) -> Self:
+    def trained(self, labels: L) -> Self:
         """This codec with a dictionary for records like these."""
         offsets = np.arange(0, len(labels) + 1, _SAMPLE_POSITIONS)
         samples = self.layout.records(self.to_planes(labels), offsets)
         return replace(self, dictionary=train_dictionary([b"".join(record) for record in samples]))
 
     @abstractmethod
-    def to_planes(self, labels: SoftLabels) -> Planes:
+    def to_planes(self, labels: L) -> Planes:
         """Bytes of labels of batch shape (positions,)."""
 
     @abstractmethod
-    def to_labels(self, planes: Planes, device: torch.device) -> SoftLabels:
+    def to_labels(self, planes: Planes, device: torch.device) -> L:
         """The inverse of `to_planes`."""
 
     @property
@@ -112,13 +114,12 @@ class Packed(ABC):
         return Layout(self.k, rest_width(self.classes), *self.planes, self.dictionary)
 
     def check(self, labels: SoftLabels, *, sampled: bool = False) -> None:
-        """Refuse labels that the codec was not made for.
+        """Refuse distributions that the codec was not made for.
 
         Raises:
             InputError: saying what they lack.
         """
-        if labels.k > self.k:
-            raise InputError(f"{labels.k} entries at a position; the codec was made for {self.k}")
+        self.check_k(labels.k)
         if labels.sampled != sampled:
             kinds = {True: "weights of a sampled selection", False: "probabilities"}
             raise InputError(
@@ -132,6 +133,11 @@ class Packed(ABC):
             )
         if self.logits_known and labels.logsumexp is None:
             raise InputError("labels without logsumexp, but the teacher's logits are known")
+
+    def check_k(self, k: int) -> None:
+        """Refuse more entries than the codec was made for; raises `InputError`."""
+        if k > self.k:
+            raise InputError(f"{k} entries at a position; the codec was made for {self.k}")
 
     def to_json(self) -> dict[str, Any]:
         return {

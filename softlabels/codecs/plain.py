@@ -11,13 +11,10 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from softlabels.codecs.lists import check_ids, from_lists, id_type, to_lists
 from softlabels.codecs.unpack import CPU
 from softlabels.errors import CorruptShardError, InputError
 from softlabels.labels import SoftLabels
-
-_UINT16_CLASSES = 1 << 16
-# Offsets of an Arrow list are int32.
-_MAX_LIST_VALUES = (1 << 31) - 1
 
 
 @dataclass(frozen=True)
@@ -36,6 +33,7 @@ class Plain:
     temperatures: tuple[float, ...]
     ordered: ClassVar[bool] = True
     packed_columns: ClassVar[list[str]] = []
+    kind: ClassVar[str] = "categorical"
 
     @property
     def fields(self) -> list[pa.Field]:
@@ -50,8 +48,8 @@ class Plain:
 
     @property
     def id_type(self) -> pa.DataType:
-        """The narrowest unsigned type that holds every class id."""
-        return pa.uint16() if self.classes <= _UINT16_CLASSES else pa.uint32()
+        """Of the ids."""
+        return id_type(self.classes)
 
     @property
     def split_columns(self) -> list[str]:
@@ -65,14 +63,14 @@ class Plain:
         if labels.sampled:
             raise InputError("weights of a sampled selection are written by the codec sampled")
         ids = labels.ids.numpy()
-        self._check_ids(ids)
+        check_ids(ids, self.classes)
         hard = None
         if labels.hard_log_probs is not None:
             values = labels.hard_log_probs.numpy()
-            hard = _lists(values, offsets, pa.float32(), unknown=np.isnan(values))
+            hard = to_lists(values, offsets, pa.float32(), unknown=np.isnan(values))
         columns = {
-            "ids": _lists(ids, offsets, self.id_type),
-            "log_probs": _lists(labels.log_probs.numpy(), offsets, pa.float32()),
+            "ids": to_lists(ids, offsets, self.id_type),
+            "log_probs": to_lists(labels.log_probs.numpy(), offsets, pa.float32()),
             "logsumexp": _optional(labels.logsumexp, offsets),
             "log_tails": _optional(labels.log_tails, offsets),
             "hard_log_probs": hard,
@@ -83,8 +81,8 @@ class Plain:
     def decode(
         self, table: pa.Table, device: torch.device = CPU
     ) -> tuple[SoftLabels, NDArray[np.int64]]:
-        log_probs, entry_offsets = _flat(table, "log_probs")
-        ids, id_offsets = _flat(table, "ids")
+        log_probs, entry_offsets = from_lists(table, "log_probs")
+        ids, id_offsets = from_lists(table, "ids")
         positions = table.column("positions").to_numpy()
         offsets = np.concatenate([[0], np.cumsum(positions, dtype=np.int64)])
         count = int(offsets[-1])
@@ -113,14 +111,6 @@ class Plain:
         )
         return labels if device.type == "cpu" else labels.to(device), offsets
 
-    def _check_ids(self, ids: NDArray[np.int64]) -> None:
-        low, high = (int(ids.min()), int(ids.max())) if ids.size else (0, 0)
-        if low < 0 or high >= self.classes:
-            raise InputError(
-                f"class id {low if low < 0 else high} is outside the {self.classes} classes of "
-                f"the codec, 0 … {self.classes - 1}"
-            )
-
     def to_json(self) -> dict[str, Any]:
         return {
             "name": "plain",
@@ -135,47 +125,8 @@ class Plain:
         return cls(int(data["classes"]), tuple(float(t) for t in data["temperatures"]))
 
 
-def _lists(
-    values: NDArray[Any],
-    offsets: NDArray[np.int64],
-    kind: pa.DataType,
-    *,
-    unknown: NDArray[np.bool_] | None = None,
-) -> pa.Array:
-    """Rows of `values`, shape (N,) or (N, m), as one flat list a record; `unknown` become null."""
-    width = 1 if values.ndim == 1 else values.shape[1]
-    if offsets[-1] * width > _MAX_LIST_VALUES:
-        raise InputError(
-            f"{offsets[-1]:,} positions of {width:,} values are {offsets[-1] * width:,} in one row "
-            f"group, more than an Arrow list's {_MAX_LIST_VALUES:,}; choose a smaller max_length "
-            "or k"
-        )
-    narrow = values.reshape(-1).astype(kind.to_pandas_dtype())
-    flat = pa.array(narrow, kind, mask=unknown)
-    return pa.ListArray.from_arrays(pa.array((offsets * width).astype(np.int32)), flat)
-
-
 def _optional(values: torch.Tensor | None, offsets: NDArray[np.int64]) -> pa.Array | None:
-    return None if values is None else _lists(values.numpy(), offsets, pa.float32())
-
-
-def _flat(
-    table: pa.Table, name: str, *, unknown: bool = False
-) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """A list column's values and offsets, without a copy where the values have no nulls.
-
-    Args:
-        unknown: whether values may be null; they become NaN.
-    """
-    column = table.column(name).combine_chunks()
-    lists = column if isinstance(column, pa.Array) else pa.concat_arrays(column.chunks)
-    offsets = lists.offsets.to_numpy().astype(np.int64)
-    # flatten() honours the slice that offsets describe.
-    flat = lists.flatten()
-    if lists.null_count or (flat.null_count and not unknown):
-        raise CorruptShardError(f"{name} holds nulls where the format has none")
-    values = flat.to_numpy(zero_copy_only=False)
-    return values if values.flags.writeable else values.copy(), offsets - offsets[0]
+    return None if values is None else to_lists(values.numpy(), offsets, pa.float32())
 
 
 def _scalars(
@@ -184,7 +135,7 @@ def _scalars(
     """A column of `width` float32 values a position; None where it is null throughout."""
     if table.column(name).null_count == len(table):
         return None
-    values, found = _flat(table, name, unknown=name == "hard_log_probs")
+    values, found = from_lists(table, name, unknown=name == "hard_log_probs")
     if not np.array_equal(found, offsets * width):
         raise CorruptShardError(f"the lists of {name} do not fit the positions")
     return torch.from_numpy(values.astype(np.float32, copy=False))

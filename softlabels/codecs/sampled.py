@@ -27,7 +27,7 @@ _ROUNDING = 2.0**-22
 
 
 @dataclass(frozen=True)
-class Sampled(Packed):
+class Sampled(Packed[SoftLabels]):
     """Unbiased weights: counts of a number of draws, exactly, or any positive numbers.
 
     Error bounds: ids none; of counts none; of other weights 2⁻¹¹ of their logarithm, from −55.999

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from softlabels.errors import InputError
+from softlabels.inputs.digests import whole
 
 
 def render(tokenizer: Any, messages: list[dict[str, Any]], *, answer: bool = False) -> str:
@@ -17,7 +18,7 @@ def render(tokenizer: Any, messages: list[dict[str, Any]], *, answer: bool = Fal
         InputError: the template does not take it.
     """
     # Arrow fills fields that a message lacks with null; templates test whether they exist.
-    turns = [_without_nulls(message) for message in messages]
+    turns = [_as_written(message) for message in messages]
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer)
     except Exception as error:  # a template is a program: roles out of turn, a missing field, …
@@ -27,11 +28,16 @@ def render(tokenizer: Any, messages: list[dict[str, Any]], *, answer: bool = Fal
     return str(text)
 
 
-def _without_nulls(value: Any) -> Any:
-    """A value without fields, at any depth, that Arrow filled in because another row has them."""
+def _as_written(value: Any) -> Any:
+    """A value without what Arrow made of it because of other rows, at any depth.
+
+    Fields that only they have are null here, and whole numbers are floats where they have floats.
+    """
     if isinstance(value, dict):
-        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
-    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
+        return {k: _as_written(v) for k, v in value.items() if v is not None}
+    if isinstance(value, float) and (number := whole(value)) is not None:
+        return number
+    return [_as_written(one) for one in value] if isinstance(value, list) else value
 
 
 def assistant_spans(

@@ -83,6 +83,16 @@ def unit_digest(keys: Sequence[str | int], digests: Sequence[bytes]) -> str:
     return state.hexdigest()
 
 
+def whole(value: float) -> int | None:
+    """The integer that a float is, within 64 bits; None for others, and for −0.
+
+    Arrow makes one type of a column, and so floats of integers where any row has a float.
+    """
+    if not value.is_integer() or not -(2.0**63) <= value < 2.0**63:
+        return None
+    return None if value == 0 and math.copysign(1, value) < 0 else int(value)
+
+
 def canonical(value: Any) -> bytes:
     """A value's canonical bytes: a tag, then its content; docs/FORMAT.md has the table.
 
@@ -98,6 +108,8 @@ def canonical(value: Any) -> bytes:
             return b"\2" + struct.pack("<q", value)
         case int():
             raise InputError(f"the integer {value} does not fit in 64 bits with a sign")
+        case float() if (number := whole(value)) is not None:
+            return canonical(number)
         case float():
             # Readers and processors differ in the sign and payload of a NaN.
             return b"\3" + struct.pack("<d", math.nan if math.isnan(value) else value)

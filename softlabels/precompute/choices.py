@@ -16,7 +16,7 @@ from torch import Tensor
 
 from softlabels import codecs
 from softlabels.codecs import Codec
-from softlabels.labels import SoftLabels
+from softlabels.labels import SoftLabels, soft
 from softlabels.labelset.records import Records, schema
 from softlabels.labelset.shard import Shard, UnitSummary, write
 from softlabels.precompute.advice import OFFERED, Choice, Estimate
@@ -62,7 +62,7 @@ def weigh(
     """
     labels = [unit.soft for unit in made.records]
     sampled = sum(map(len, labels))
-    learnt = pilot(job.source, _with_k(job, labels[0].k), job.teacher)
+    learnt = soft(pilot(job.source, _with_k(job, labels[0].k), job.teacher))
     names, offered = [job.codec_name], {job.selection.k}
     if isinstance(job.selection, TopK):
         names, offered = codecs_for(job), offered | {k for k in OFFERED if k <= labels[0].k}

@@ -112,7 +112,7 @@ class Job:
             selection=SelectionPlan.of(self.selection),
             kind=kind_of(self.teacher),
             requires=() if self.views is None else (plans.VIEWS,),
-            class_names=class_names_of(self.teacher),
+            class_names=self._class_names,
             views=None if self.views is None else self.views.identity,
             codec=Plain(self.teacher.classes, self.temperatures).to_json(),
             temperatures=self.temperatures,
@@ -123,6 +123,13 @@ class Job:
             batch_tokens=self.batch_tokens,
             packing=self.packing,
         )
+
+    @property
+    def _class_names(self) -> tuple[str, ...] | None:
+        # A set that was begun before names were kept goes on without.
+        if self.earlier is not None and self.earlier.class_names is None:
+            return None
+        return class_names_of(self.teacher)
 
     @property
     def _teacher_identity(self) -> TeacherIdentity:
@@ -178,7 +185,7 @@ def settle(
     known = resolve(teacher)
     kind, arrays = kind_of(known), takes_arrays(known)
     default_codec = codecs.default(sampled=isinstance(selection, Sampled), kind=kind)
-    preset = codecs.preset(default_codec if codec is None else codec)
+    preset = codecs.preset(default_codec if codec is None else codec, kind)
     if not isinstance(selection, (TopK, TopP, Sampled, Dense, NoneType)):
         raise InputError(
             f"selection is {selection!r}; expected softlabels.TopK(k), TopP(p), Sampled(n) or "

@@ -10,21 +10,25 @@ import numpy as np
 import torch
 
 from softlabels.inputs.sources import Source
-from softlabels.labels import SoftLabels
+from softlabels.labels import Labels
 from softlabels.labelset.plan import Plan
 from softlabels.precompute.label import Labeller
+from softlabels.precompute.room import Room
 from softlabels.precompute.unit import Unit
 from softlabels.selection import Dense, Selection, TopK
 from softlabels.teachers import Teacher
+from softlabels.teachers.traits import positions_rule, takes_arrays
 
 # Some 1,024 positions, of many samples: which classes are frequent depends on the text more than
 # on how much context came before, and more positions change little.
 _ROWS, _TOKENS = 64, 16
+# Of samples that have one position each.
+_ROWS_OF_ONE = 1024
 # Of dense labels: which classes are frequent shows in the likeliest ones.
 _FREQUENT = 1024
 
 
-def pilot(source: Source, plan: Plan, teacher: Teacher) -> SoftLabels:
+def pilot(source: Source, plan: Plan, teacher: Teacher) -> Labels:
     """Labels of the beginnings of a seeded sample of the data, with their raw logits.
 
     Args:
@@ -33,11 +37,14 @@ def pilot(source: Source, plan: Plan, teacher: Teacher) -> SoftLabels:
     Returns:
         batch shape (positions,); none for a stream, which can be read only once.
     """
+    selection = plan.selection.make()
+    if isinstance(selection, Dense):
+        selection = TopK(min(selection.k, _FREQUENT))
     if source.read is None or source.rows is None:
-        nothing = torch.empty(0, 1)
-        return SoftLabels(ids=nothing.long(), log_probs=nothing)
+        return Room(0, selection, plan, keep_logits=False).labels
+    rows = _ROWS_OF_ONE if _gives_one(teacher) else _ROWS
     chosen = np.random.default_rng(0).choice(
-        source.rows, min(_ROWS, source.rows), replace=False, shuffle=False
+        source.rows, min(rows, source.rows), replace=False, shuffle=False
     )
     table = source.read(sorted(chosen.tolist()), source.columns)
     short = plan.preparation.model_copy(
@@ -48,9 +55,6 @@ def pilot(source: Source, plan: Plan, teacher: Teacher) -> SoftLabels:
             "assistant_only": False,
         }
     )
-    selection = plan.selection.make()
-    if isinstance(selection, Dense):
-        selection = TopK(min(selection.k, _FREQUENT))
     label = Labeller(
         teacher,
         selection,
@@ -58,7 +62,14 @@ def pilot(source: Source, plan: Plan, teacher: Teacher) -> SoftLabels:
         "skip",
         keep_logits=plan.teacher.logits_known and not selection.sampled,
     )
-    return label(label.prepare(Unit(0, table, source.keys(table, 0)))).records.soft
+    return label(label.prepare(Unit(0, table, source.keys(table, 0)))).records.labels
+
+
+def _gives_one(teacher: Teacher) -> bool:
+    """Whether a sample gets one label."""
+    if takes_arrays(teacher):
+        return positions_rule(teacher) == "first"
+    return getattr(teacher, "positions", "every") == "first"
 
 
 # On a CPU, where from 512 tokens on a batch's size makes no difference (docs/RESULTS.md).

@@ -1,4 +1,4 @@
-"""Teachers: anything that turns token ids into logits; one engine a file."""
+"""Teachers: anything that turns tokens or arrays into logits or vectors; one engine a file."""
 
 from __future__ import annotations
 
@@ -20,12 +20,19 @@ __all__ = [
     "LabelTeacher",
     "Teacher",
     "TeacherIdentity",
+    "audio_classifier",
     "causal_lm",
+    "ctc",
+    "encoder",
     "from_callable",
+    "from_server",
+    "image_classifier",
     "masked_lm",
+    "onnx",
     "pretrained",
     "resolve",
     "sequence_classifier",
+    "sklearn",
     "token_classifier",
 ]
 
@@ -40,6 +47,15 @@ class Teacher(Protocol):
     kept at its first token; `classes_are_tokens`, True by default; `vocabulary`, how many token
     ids it takes where that is not V; and `can_pack`, whether `logits` takes `position_ids` of rows
     that hold several records.
+
+    `kind` is "categorical" (the default), "binary" where each of V logits has a sigmoid of its own,
+    or "embedding" where `logits` gives vectors and `classes` is their width. `class_names` are
+    those of the V classes in order.
+
+    `takes` is "tokens" (the default) or "arrays". Then `logits` gets arrays of one shape, (B, …),
+    as `prepare(array)` made each, where there is such a method; wanted and padding are of
+    positions, (B, P): `positions` is "first" (the default) for one label an array, "every" for one
+    at each index of its first axis; or `positions_of(shape)` says how many.
     """
 
     @property
@@ -107,8 +123,9 @@ def resolve(teacher: Any) -> Teacher:
     """Make a teacher of whatever names one.
 
     Args:
-        teacher: a model's name, folder or `.gguf` file; a transformers model; any other
-            `nn.Module`, or a callable with `name`, `version` and `classes`; or a teacher.
+        teacher: a model's name, folder, `.gguf` or `.onnx` file; a transformers model or a fitted
+            scikit-learn classifier; any other `nn.Module`, or a callable with `name`, `version`
+            and `classes`; or a teacher.
 
     Raises:
         TeacherError: it is none of these, or says not who it is.
@@ -116,12 +133,14 @@ def resolve(teacher: Any) -> Teacher:
     if is_address(teacher):
         return from_server(teacher)
     if isinstance(teacher, (str, Path)):
-        return pretrained(teacher)
+        return onnx(teacher) if str(teacher).endswith(".onnx") else pretrained(teacher)
     # Looked up without running them: an identity may load weights.
     if _is_teacher(teacher):
         return cast(Teacher, teacher)
     if isinstance(teacher, torch.nn.Module) and task_of_model(teacher) is not None:
         return pretrained(teacher)
+    if hasattr(teacher, "predict_proba") or hasattr(teacher, "decision_function"):
+        return sklearn(teacher)
     if callable(teacher):
         return from_callable(teacher)
     raise TeacherError(
@@ -145,15 +164,15 @@ def _is_teacher(value: Any) -> bool:
 
 
 def pretrained(model: Any, *, task: TaskName | None = None, **options: Any) -> Teacher:
-    """A Hugging Face model: a causal or masked language model, or a classifier.
+    """A Hugging Face model: a causal or masked language model, a classifier, or an encoder.
 
     Args:
         model: a Hub name, a folder or a `.gguf` file, of a whole model or of a PEFT adapter; or a
             loaded transformers model.
         task: what it answers; None for what its config says, a causal LM where that is unclear.
-        options: `tokenizer`, and the fields of `softlabels.teachers.checkpoint.Loading`: device,
-            dtype, revision, gguf_file, base, attn_implementation, compile, trust_remote_code,
-            allow_pickle.
+        options: `tokenizer`, or `processor` of images and sound, and the fields of
+            `softlabels.teachers.checkpoint.Loading`: device, dtype, revision, gguf_file, base,
+            attn_implementation, compile, trust_remote_code, allow_pickle.
 
     Raises:
         TeacherError: the extra is not installed, or the model is not found or has another task.
@@ -161,11 +180,8 @@ def pretrained(model: Any, *, task: TaskName | None = None, **options: Any) -> T
     try:
         import transformers  # noqa: F401
     except ImportError:
-        raise TeacherError(
-            "Hugging Face models need an extra that is not installed: "
-            "pip install 'softlabels[transformers]'"
-        ) from None
-    from softlabels.teachers.transformers import open_model
+        raise TeacherError(_extra("Hugging Face models need", "transformers")) from None
+    from softlabels.teachers.models import open_model
 
     return open_model(model, task, **options)
 
@@ -181,10 +197,7 @@ def from_server(url: str, model: str | None = None, **options: Any) -> Teacher:
     try:
         import httpx2  # noqa: F401
     except ImportError:
-        raise TeacherError(
-            "a teacher behind a server needs an extra that is not installed: "
-            "pip install 'softlabels[server]'"
-        ) from None
+        raise TeacherError(_extra("a teacher behind a server needs", "server")) from None
     from softlabels.teachers.server import Server
 
     return cast(Teacher, Server(url, model, **options))
@@ -203,6 +216,76 @@ def masked_lm(model: Any, **options: Any) -> Teacher:
 def sequence_classifier(model: Any, **options: Any) -> Teacher:
     """A classifier of whole texts, as `pretrained`: one label a record, at its first token."""
     return pretrained(model, task="sequence_classifier", **options)
+
+
+def image_classifier(model: Any, **options: Any) -> Teacher:
+    """A classifier of images, as `pretrained`, behind its own image processor.
+
+    Also of several labels an image, where its config's problem_type says so: of the kind "binary".
+
+    Args:
+        options: also `processor`, an image processor; a loaded model without one takes arrays as
+            they are.
+    """
+    return pretrained(model, task="image_classifier", **options)
+
+
+def audio_classifier(model: Any, **options: Any) -> Teacher:
+    """A classifier of waveforms, (samples,), as `image_classifier`.
+
+    The samples come at the rate of its feature extractor.
+    """
+    return pretrained(model, task="audio_classifier", **options)
+
+
+def ctc(model: Any, **options: Any) -> Teacher:
+    """A CTC model of speech, as `audio_classifier`: a label for every frame that it makes."""
+    return pretrained(model, task="ctc", **options)
+
+
+def encoder(model: Any, **options: Any) -> Teacher:
+    """An encoder of text, as `pretrained`: vectors, of the kind "embedding".
+
+    Args:
+        options: also `pooling`, "mean", "cls", or "none" for a vector at each token; and `unit`,
+            whether they have length 1. By default as a sentence-transformers folder says, else
+            "mean", as they come.
+    """
+    return pretrained(model, task="encoder", **options)
+
+
+def sklearn(model: Any, *, version: str | None = None) -> Teacher:
+    """A fitted scikit-learn classifier; see `softlabels.teachers.sklearn.Estimator`.
+
+    Raises:
+        TeacherError: the extra is not installed, or it is no fitted classifier.
+    """
+    try:
+        import sklearn  # noqa: F401
+    except ImportError:
+        raise TeacherError(_extra("scikit-learn models need", "sklearn")) from None
+    from softlabels.teachers.sklearn import Estimator
+
+    return cast(Teacher, Estimator(model, version=version))
+
+
+def onnx(path: str | Path, **options: Any) -> Teacher:
+    """An ONNX model of arrays; see `softlabels.teachers.onnx.Session`.
+
+    Raises:
+        TeacherError: the extra is not installed, or it is no such model.
+    """
+    try:
+        import onnxruntime  # noqa: F401
+    except ImportError:
+        raise TeacherError(_extra("ONNX models need", "onnx")) from None
+    from softlabels.teachers.onnx import Session
+
+    return cast(Teacher, Session(path, **options))
+
+
+def _extra(who: str, name: str) -> str:
+    return f"{who} an extra that is not installed: pip install 'softlabels[{name}]'"
 
 
 def token_classifier(model: Any, **options: Any) -> Teacher:

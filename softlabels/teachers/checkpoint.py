@@ -215,6 +215,23 @@ class Checkpoint:
                 return None if self.adapter is None else self.base.tokenizer()
         return self._from_pretrained(transformers.AutoTokenizer)
 
+    def part(self, kind: Any) -> Any | None:
+        """What goes with the model, a processor, say; None where it has none.
+
+        Args:
+            kind: what loads it, in transformers.
+        """
+        if self.file("preprocessor_config.json") is None:
+            return None
+        return self._from_pretrained(kind)
+
+    def file(self, name: str) -> Path | None:
+        """A file of the folder or the repository, fetched; None where there is none."""
+        if self.folder is None:
+            return self._fetched(name)
+        found = self.folder / name
+        return found if found.is_file() else None
+
     def load(self, task: Task, device: torch.device) -> tuple[nn.Module, str]:
         """The model, and the digest of its weights.
 

@@ -1,4 +1,4 @@
-"""What a transformers model answers: next tokens, masked tokens, a class a token or a text."""
+"""What a transformers model answers: next or masked tokens, classes of texts, images or sound."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ from typing import Any, Literal
 
 from softlabels.errors import TeacherError
 
-TaskName = Literal["causal_lm", "masked_lm", "sequence_classifier", "token_classifier"]
+TaskName = Literal[
+    "causal_lm",
+    "masked_lm",
+    "sequence_classifier",
+    "token_classifier",
+    "image_classifier",
+    "audio_classifier",
+    "ctc",
+    "encoder",
+]
 Alignment = Literal["next", "same"]
 Positions = Literal["every", "first"]
 
@@ -25,6 +34,7 @@ class Task:
         alignment: "next" where entry t is about token t + 1, "same" where about token t.
         positions: "first" where a record has one label, kept at its first token.
         has_classes: whether V is `num_labels` and not the vocabulary.
+        takes: "tokens" or "arrays".
     """
 
     name: TaskName
@@ -34,6 +44,7 @@ class Task:
     alignment: Alignment
     positions: Positions = "every"
     has_classes: bool = False
+    takes: Literal["tokens", "arrays"] = "tokens"
 
 
 TASKS: dict[str, Task] = {
@@ -70,13 +81,61 @@ TASKS: dict[str, Task] = {
             alignment="same",
             has_classes=True,
         ),
+        Task(
+            name="image_classifier",
+            is_a="an image classifier",
+            auto_class="AutoModelForImageClassification",
+            suffixes=("ForImageClassification",),
+            alignment="same",
+            positions="first",
+            has_classes=True,
+            takes="arrays",
+        ),
+        Task(
+            name="audio_classifier",
+            is_a="an audio classifier",
+            auto_class="AutoModelForAudioClassification",
+            suffixes=("ForAudioClassification",),
+            alignment="same",
+            positions="first",
+            has_classes=True,
+            takes="arrays",
+        ),
+        Task(
+            name="ctc",
+            is_a="a CTC model of speech",
+            auto_class="AutoModelForCTC",
+            suffixes=("ForCTC",),
+            alignment="same",
+            takes="arrays",
+        ),
+        Task(
+            name="encoder",
+            is_a="an encoder",
+            auto_class="AutoModel",
+            suffixes=(),
+            alignment="same",
+            positions="first",
+        ),
     )
 }
+
+# Models of sound whose classifiers are called as those of text are.
+_OF_SOUND = (
+    "Data2VecAudio",
+    "Hubert",
+    "SEW",
+    "UniSpeech",
+    "Wav2Vec2",
+    "WavLM",
+)
 
 
 def task_of(names: Iterable[str]) -> Task | None:
     """The task that names of model classes tell, e.g. a config's `architectures`; else None."""
     for name in names:
+        if name.startswith(_OF_SOUND) and name.endswith("ForSequenceClassification"):
+            return TASKS["audio_classifier"]
         for task in TASKS.values():
             if name.endswith(task.suffixes):
                 return task
@@ -114,11 +173,6 @@ def check_task(task: Task, found: Task | None, config: Any, *, who: str) -> None
             )
         return
     problem = getattr(config, "problem_type", None)
-    if problem == "multi_label_classification":
-        raise TeacherError(
-            f"{who} is a multi-label classifier (problem_type in its config): its classes do not "
-            "exclude each other, so its logits are no distribution and it has no soft labels"
-        )
     if problem == "regression" or int(config.num_labels) == 1:
         raise TeacherError(
             f"{who} gives a number and no classes (num_labels {config.num_labels} in its config): "

@@ -30,12 +30,9 @@ from softlabels.teachers.identity import (
     weights_digest,
 )
 from softlabels.teachers.tasks import (
-    TASKS,
     Alignment,
     Positions,
     Task,
-    check_task,
-    task_of_model,
 )
 
 # Rows of float32 logits that exist at a time on a CPU and on an accelerator, in bytes.
@@ -46,44 +43,8 @@ _ACCELERATOR_CHUNK_BYTES = 1 << 30
 _TRIAL_ERRORS = (AttributeError, LookupError, TypeError, ValueError, RuntimeError)
 
 
-def open_model(
-    model: str | Path | nn.Module, task: str | None, *, tokenizer: Any = None, **options: Any
-) -> Pretrained:
-    """A teacher of a model by name, folder or file, or of one that is loaded already.
-
-    Args:
-        task: None for what the model says.
-        options: the fields of `Loading`; of a loaded model only `compile` can be chosen.
-
-    Raises:
-        TeacherError: there is no such model, or it has another task.
-    """
-    if task is not None and task not in TASKS:
-        raise TeacherError(f"task is {quoted(task)}; it must be one of {', '.join(TASKS)}")
-    loading = Loading(**options)
-    source: Checkpoint | nn.Module
-    if isinstance(model, nn.Module):
-        if loading != Loading(compile=loading.compile):
-            raise TeacherError(
-                f"a loaded {type(model).__name__} is labelled as it is; choose its dtype, device "
-                "and the like when you load it"
-            )
-        source, found = model, task_of_model(model)
-    else:
-        source = Checkpoint.named(str(model), loading)
-        found = source.task_of(task)
-    chosen = TASKS[task] if task else found or TASKS["causal_lm"]
-    kind = CausalLM if chosen.name == "causal_lm" else Pretrained
-    if isinstance(source, Checkpoint):
-        who, config = f"the teacher {quoted(source.name)}", source.config_for(chosen)
-    else:
-        who, config = f"a {type(source).__name__}", source.config
-    check_task(chosen, found, config, who=who)
-    return kind(source, task=chosen, tokenizer=tokenizer, compile=loading.compile)
-
-
 class Pretrained:
-    """A teacher that transformers runs; made by `open_model`.
+    """A teacher that transformers runs; made by `softlabels.teachers.models.open_model`.
 
     Args:
         model: a checkpoint, loaded when it is needed, or a model (put into eval mode to label).
@@ -129,6 +90,22 @@ class Pretrained:
     def positions(self) -> Positions:
         """Whether every token has a label, or the record one, kept at its first token."""
         return self.task.positions
+
+    @property
+    def kind(self) -> str:
+        """Whether its classes exclude each other; only those of whole texts may not."""
+        several = getattr(self.config, "problem_type", None) == "multi_label_classification"
+        return "binary" if self.task.has_classes and several else "categorical"
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """What its config calls the classes; None where they are tokens, or have numbers alone."""
+        if not self.task.has_classes:
+            return None
+        names = dict(getattr(self.config, "id2label", None) or {})
+        found = [str(names.get(number, "")) for number in range(self.classes)]
+        plain = all(name == f"LABEL_{number}" for number, name in enumerate(found))
+        return None if plain or len(set(found)) < len(found) else tuple(found)
 
     @property
     def classes(self) -> int:

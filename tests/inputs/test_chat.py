@@ -10,8 +10,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from softlabels.errors import InputError
+from softlabels.inputs.chat import render
+from softlabels.inputs.digests import input_digests
 from softlabels.inputs.preparation import Preparation
 from softlabels.inputs.prepare import prepare
+from softlabels.inputs.rows import to_table
 from softlabels.inputs.windows import Windows
 
 USER = {"role": "user", "content": "Why?"}
@@ -235,3 +238,15 @@ def test_what_a_template_puts_before_a_first_assistant_turn_is_not_the_assistant
     text = render(own, messages)
     spans = [text[start:stop] for start, stop in assistant_spans(own, messages, text)]
     assert spans == ["Hello<|im_end|>\n", "yes<|im_end|>\n"]
+
+
+def test_whole_numbers_are_written_alike_whatever_other_rows_hold(chatty: Any) -> None:
+    chatty.chat_template = "{% for m in messages %}{{ m.content }} {{ m.score }}{% endfor %}"
+    alone, beside = (
+        to_table([{"m": [{"role": "user", "content": "a", "score": 1}]}, *others]).column("m")
+        for others in ([], [{"m": [{"role": "user", "content": "b", "score": 0.5}]}])
+    )
+    texts = [render(chatty, column[0].as_py()) for column in (alone, beside)]
+    assert texts == ["a 1", "a 1"]
+    one, other = (input_digests(pa.table({"m": c}), ["m"])[0] for c in (alone, beside))
+    assert one == other

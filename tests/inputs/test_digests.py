@@ -40,7 +40,10 @@ LISTS = [pa.list_, pa.large_list]
         (-2, "02 feffffffffffffff"),
         (2**63 - 1, "02 ffffffffffffff7f"),
         (-(2**63), "02 0000000000000080"),
-        (0.0, "03 0000000000000000"),
+        (0.0, "02 0000000000000000"),
+        (-3.0, "02 fdffffffffffffff"),
+        (-(2.0**63), "02 0000000000000080"),
+        (2.0**63, "03 000000000000e043"),
         (-0.0, "03 0000000000000080"),
         (1.5, "03 000000000000f83f"),
         (math.inf, "03 000000000000f07f"),
@@ -142,6 +145,9 @@ def normal(value: Any) -> Any:
     if isinstance(value, list):
         return ("list", *map(normal, value))
     if isinstance(value, float):
+        whole = value.is_integer() and -(2**63) <= value < 2**63
+        if whole and math.copysign(1, value) == (1 if value >= 0 else -1):
+            return ("int", int(value))
         return ("float", "nan" if math.isnan(value) else value.hex())
     return (type(value).__name__, value)
 

@@ -201,7 +201,6 @@ def test_a_task_that_there_is_none_of_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"problem_type": "multi_label_classification"}, "a multi-label classifier"),
         ({"problem_type": "regression"}, "a number and no classes"),
         ({"num_labels": 1}, r"a number and no classes \(num_labels 1"),
     ],
