@@ -1,6 +1,6 @@
 """Which labels teach a student of digits best: gold ones, a teacher's, or those of stored views?
 
-    python pipelines/digits_views.py [--seeds 5] [--views 32] [--steps 1500] [--limit N]
+    python pipelines/digits_views.py [--seeds 3] [--views 32] [--steps 3000] [--limit N]
 
 A teacher learns 1,200 digits with fresh views; it labels V stored views of each, once. Students get
 40, 120 or 1,200 digits: with gold labels alone; with the teacher's labels of the digits as they
@@ -112,9 +112,9 @@ def check_equal(one: nn.Module, other: nn.Module) -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/digits_views"))
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--views", type=int, default=32, help="of each digit")
-    parser.add_argument("--steps", type=int, default=1500, help="of each student")
+    parser.add_argument("--steps", type=int, default=3000, help="of each student")
     parser.add_argument("--teacher-steps", type=int, default=1500)
     parser.add_argument("--digits", type=int, nargs="+", default=[40, 120, 1200])
     parser.add_argument("--limit", type=int, help="label only so many digits")

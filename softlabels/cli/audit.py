@@ -69,6 +69,8 @@ def _lines(labels: LabelSet, found: Audit) -> list[tuple[str, str]]:
     read = "all" if found.whole else "a sample:"
     lines = [("read", f"{read} {found.positions:,} positions of {found.records:,} records")]
     lines += [(chart.title.lower(), chart.words) for chart in charts(found) if chart.kind == "bars"]
+    if given.get("constant_numbers"):
+        lines.append(("constant numbers", f"{given['constant_numbers']:,} of every vector"))
     if given["perplexity"] is not None:
         lines.append(("perplexity", f"{given['perplexity']:.4g} on the hard labels"))
     lines += [("calibration", c.words) for c in charts(found) if c.kind == "calibration"]

@@ -93,7 +93,7 @@ def _limit(labels: LabelSet) -> Limit | None:
     What is wrong with it is for `verify` to say.
     """
     positions, records = labels.totals.positions, labels.totals.records
-    if not positions:
+    if not positions or labels.plan.kind != "categorical":
         return None
     count = min(records, -(-_SAMPLE_POSITIONS * records // positions))
     length = -(-count // _STRETCHES)

@@ -111,12 +111,13 @@ def _legend() -> Text:
 def _table(found: Shown, decode: Decode, classes: Decode) -> Table:
     caption = f"{found.rest} more positions" if found.rest > 0 else None
     table = Table(caption=caption)
-    for name in ("t", "token", "next", "p(next)", "the teacher's first guesses", "tail"):
+    said = "length: the teacher's vector" if _is_vectors(found) else "the teacher's first guesses"
+    for name in ("t", "token", "next", "p(next)", said, "tail"):
         right = name in ("t", "p(next)", "tail")
         table.add_column(name, justify="right" if right else "left", no_wrap=right)
     tail = _tail_at_one(found)
     for line in found.lines:
-        guesses = Text()
+        guesses = _vector(line) if line.vector else Text()
         for place, (index, log_prob) in enumerate(zip(line.ids, line.log_probs, strict=True)):
             prob = math.exp(log_prob)
             guesses.append("  " if place else "")
@@ -135,6 +136,15 @@ def _table(found: Shown, decode: Decode, classes: Decode) -> Table:
     return table
 
 
+def _is_vectors(found: Shown) -> bool:
+    return any(line.vector for line in found.lines)
+
+
+def _vector(line: Line) -> Text:
+    numbers = "  ".join(f"{number:.4g}" for number in line.vector)
+    return Text.assemble((f"{line.length:.4g}: ", "bold"), numbers, " …")
+
+
 def _tail_at_one(found: Shown) -> int | None:
     # Probabilities are shown at T = 1, so only that tail adds up with them.
     return found.temperatures.index(1.0) if 1.0 in found.temperatures else None
@@ -151,6 +161,8 @@ def _position(found: Shown, decode: Decode, classes: Decode) -> list[RenderableT
         style = "bold green" if index == line.next else ""
         prob = math.exp(log_prob)
         table.add_row(Text(classes(index), style), f"{prob:.4f}", Text(_bar(prob), "cyan"))
+    if line.vector:
+        return [_title(found), _vector(line)]
     for temperature, log_tail in zip(found.temperatures, line.log_tails, strict=True):
         name = f"not kept, T = {temperature:g}"
         prob = math.exp(log_tail)

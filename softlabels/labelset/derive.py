@@ -14,7 +14,7 @@ import torch
 
 from softlabels import codecs
 from softlabels.errors import InputError
-from softlabels.labels import SoftLabels, concatenate
+from softlabels.labels import Labels, concatenate
 from softlabels.labelset import plan as plans
 from softlabels.labelset.derive_bounds import bounds
 from softlabels.labelset.derive_choice import Keys, choose
@@ -153,6 +153,10 @@ def _entries(plan: Plan, codec: str | None, k: int | None) -> int:
             f"k is {k!r}; the source holds {plan.selection.k} entries at a position, of which 1 to "
             f"{plan.selection.k} can be kept"
         )
+    if k < plan.selection.k and plan.kind != "categorical":
+        raise InputError(
+            f"k is {k!r}, and labels of the kind {plan.kind} are kept as they are: leave it out"
+        )
     return k
 
 
@@ -165,8 +169,8 @@ def _codec_name(labels: LabelSet, codec: str | None, kept: int, k: int | None) -
         )
     if codec is None:
         return str(plan.codec["name"])
-    name = codecs.preset(codec).codec
-    codecs.Needs(plan.teacher.classes, kept, ()).check(name)
+    name = codecs.preset(codec, plan.kind).codec
+    codecs.Needs(plan.teacher.classes, kept, (), kind=plan.kind).check(name)
     if name == "lossless" and labels.codec.logits_dtype is None:
         raise InputError(
             f"{labels.name} is written with the codec {plan.codec['name']}, which does not "
@@ -237,7 +241,7 @@ def _selection(source: SelectionPlan, k: int) -> SelectionPlan:
     return source.model_copy(update={"k": k})
 
 
-def _sample(sets: Sequence[LabelSet], k: int) -> SoftLabels:
+def _sample(sets: Sequence[LabelSet], k: int) -> Labels:
     """Labels of the beginnings of a seeded sample of records."""
     starts = np.cumsum([0, *map(len, sets)])
     total = int(starts[-1])
@@ -246,9 +250,9 @@ def _sample(sets: Sequence[LabelSet], k: int) -> SoftLabels:
     parts = []
     for number in np.sort(chosen):
         of = int(np.searchsorted(starts, number, side="right")) - 1
-        labels = sets[of].take([number - starts[of]]).soft[:_SAMPLE_POSITIONS]
+        labels = sets[of].take([number - starts[of]]).labels[:_SAMPLE_POSITIONS]
         parts.append(fewer(sets[of], labels, k))
-    return concatenate(parts or [fewer(sets[0], sets[0].take([]).soft, k)])
+    return concatenate(parts or [fewer(sets[0], sets[0].take([]).labels, k)])
 
 
 def _tokenizer(labels: LabelSet) -> Callable[[Path], object] | None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from softlabels.codecs import Codec
 from softlabels.inputs.digests import unit_digest
-from softlabels.labels import SoftLabels
+from softlabels.labels import Labels, SoftLabels
 from softlabels.labelset import layout, probes
 from softlabels.labelset.derive_choice import Choice
 from softlabels.labelset.derive_sources import Sources
@@ -178,19 +178,21 @@ def _taken(
         # What was rounded once and is rounded again may fall one step beside.
         columns = table.select([field.name for field in codec.fields])
     else:
-        kept = fewer(labels, records.soft, recipe.k)
+        kept = fewer(labels, records.labels, recipe.k)
         encoded = codec.encode(kept, records.label_offsets)
         columns = pa.table([encoded[f.name] for f in codec.fields], schema=pa.schema(codec.fields))
     return rows, _without_entries(records), columns
 
 
-def fewer(source: LabelSet, labels: SoftLabels, k: int) -> SoftLabels:
+def fewer(source: LabelSet, labels: Labels, k: int) -> Labels:
     """The k likeliest entries at each position, in the order in which codecs take them."""
+    if not isinstance(labels, SoftLabels):
+        return labels  # all of them: `derive` asks for no fewer
     return labels.first(k) if source.codec.ordered else labels.top(k)
 
 
 def _without_entries(records: Records) -> Records:
-    shape = len(records.soft), 1
+    shape = len(records.labels), 1
     nothing = torch.zeros(1, 1).expand(shape)
     return replace(records, labels=SoftLabels(ids=nothing.long(), log_probs=nothing))
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from softlabels.codecs.sampled import Sampled
-from softlabels.errors import InputError, JoinError, VocabularyMismatchError, quoted
+from softlabels.errors import InputError, JoinError, KindError, VocabularyMismatchError, quoted
 from softlabels.inputs.digests import key_hashes
 from softlabels.labels import Labels, soft
 from softlabels.labelset.reader import LabelSet
@@ -81,6 +81,17 @@ def _check_alike(leader: LabelSet, other: LabelSet, fuse: Fuse | None) -> None:
             f"{ours.teacher.classes}, or with another tokenizer; teachers of one batch have to "
             "speak of the same classes and tokens"
         )
+    if ours.kind != theirs.kind or (fuse == "mixture" and ours.kind != "categorical"):
+        raise KindError(
+            f"{leader.name} has labels of the kind {ours.kind}, {other.name} of {theirs.kind}; "
+            "teachers of one batch have to be of one kind, and a mixture is of distributions over "
+            "classes"
+        )
+    if ours.class_names != theirs.class_names:
+        raise VocabularyMismatchError(
+            f"{other.name} has other classes than {leader.name}, or in another order: "
+            f"{_first_difference(ours.class_names, theirs.class_names)}"
+        )
     if ours.hard_label_alignment != theirs.hard_label_alignment:
         raise InputError(
             f"labels at a token of {leader.name} are of the {ours.hard_label_alignment!r} token, "
@@ -96,6 +107,13 @@ def _check_alike(leader: LabelSet, other: LabelSet, fuse: Fuse | None) -> None:
         )
     if fuse == "mixture" and any(sampled):
         raise InputError(NO_MIXTURE)
+
+
+def _first_difference(ours: Sequence[str] | None, theirs: Sequence[str] | None) -> str:
+    if ours is None or theirs is None:
+        return "only one of them names its classes"
+    place = next(n for n, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
+    return f"class {place} is {quoted(theirs[place])}, in the first one {quoted(ours[place])}"
 
 
 def _identity_hashes(labels: LabelSet) -> Uint64s:

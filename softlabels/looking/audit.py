@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softlabels.errors import CorruptShardError
+from softlabels.labelset.plan import Plan
 from softlabels.labelset.reader import LabelSet
 from softlabels.looking.alignment import Alignment, AlignmentCheck
 from softlabels.looking.beliefs import Distributions, beliefs
 from softlabels.looking.blocks import blocks, distance, following, sample
 from softlabels.looking.fidelity import Fidelity, fidelity
 from softlabels.looking.findings import Findings, Surprising, Suspect
+from softlabels.looking.spreads import Spreads
 from softlabels.looking.throughput import throughput
 
 # As many positions take some ten seconds on one core at k = 64.
@@ -48,8 +50,8 @@ class Audit:
     Attributes:
         records, positions: that were read.
         whole: whether these are all of the set; else they are a seeded sample of its records.
-        distributions: of what the teacher believes: see `Distributions.to_json`.
-        lengths: a histogram of tokens in a record, edges and counts.
+        distributions: of what the teacher believes: see `Distributions.to_json` and `Spreads`.
+        lengths: a histogram of tokens in a record, of arrays of positions: edges and counts.
         column_bytes: compressed, of the shards, by column; "footers" are what is in none.
         surprising: records whose hard labels surprise the teacher most.
         suspects: positions whose hard label the teacher does not believe.
@@ -97,23 +99,28 @@ def audit(
     """
     chosen = sample(labels, positions=positions, seed=seed)
     plan = labels.plan
-    distributions = Distributions(plan.teacher.classes)
+    distributions: Distributions | Spreads
+    soft = plan.kind == "categorical"
+    distributions = Distributions(plan.teacher.classes) if soft else Spreads(plan)
     check = AlignmentCheck()
     findings = Findings(_MOST_FINDINGS, ahead=distance(plan))
     lengths = [np.zeros(0, np.int64)]
     for _, records in blocks(labels, chosen.numbers):
+        lengths.append(np.diff(records.token_offsets))
+        if isinstance(distributions, Spreads):
+            distributions.add(records.labels)
+            continue
         hard = following(records, plan)
         found = beliefs(records.soft, hard)
         distributions.add(found, records.soft.k)
         check.add(records, plan)
         findings.add(records, found, hard)
-        lengths.append(np.diff(records.token_offsets))
     return Audit(
         records=len(chosen.numbers),
         positions=distributions.positions,
         whole=chosen.whole,
         distributions=distributions.to_json(),
-        lengths=_histogram(np.concatenate(lengths)),
+        lengths=_histogram(np.concatenate(lengths), plan),
         column_bytes=_column_bytes(labels),
         surprising=findings.surprising,
         suspects=findings.suspects,
@@ -124,13 +131,14 @@ def audit(
     )
 
 
-def _histogram(lengths: NDArray[np.int64]) -> dict[str, Any]:
+def _histogram(lengths: NDArray[np.int64], plan: Plan) -> dict[str, Any]:
     longest = int(lengths.max(initial=1))
     width = max(1, math.ceil(longest / _LENGTH_BINS))
     edges = np.arange(0, longest + width + 1, width)
     counts, _ = np.histogram(lengths, edges)
     known = len(lengths) > 0
     return {
+        "of": "positions" if plan.preparation.kind == "array" else "tokens",
         "count": len(lengths),
         "mean": float(lengths.mean()) if known else math.nan,
         "median": float(np.median(lengths)) if known else math.nan,

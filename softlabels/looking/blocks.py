@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softlabels.errors import CorruptShardError, InputError
+from softlabels.labels import SoftLabels
+from softlabels.labels.invariants import problems
 from softlabels.labelset.plan import Plan
 from softlabels.labelset.reader import LabelSet
 from softlabels.labelset.records import Records
@@ -69,9 +71,11 @@ def check(records: Records, labels: LabelSet) -> None:
     Raises:
         CorruptShardError: a class that is none, or a log-prob that is none.
     """
-    found = records.soft
+    found = records.labels
     problem = None
-    if len(found):
+    if not isinstance(found, SoftLabels):
+        problem = next(problems(found, classes=labels.plan.teacher.classes, ordered=False), None)
+    elif len(found):
         classes = labels.plan.teacher.classes
         least, most = int(found.ids.min()), int(found.ids.max())
         if least < 0 or most >= classes:

@@ -65,23 +65,49 @@ def belief_charts(given: Mapping[str, Any]) -> list[Chart]:
     """Of what the teacher believes.
 
     Args:
-        given: as `Distributions.to_json` says it.
+        given: as `Distributions.to_json` says it, or `Spreads.to_json`.
     """
     made = [
-        _histogram(given["entropy"], "entropy", "Entropy", "nats", _plain_ticks),
-        _histogram(given["kept_mass"], "kept-mass", "Kept mass", "probability", _plain_ticks),
+        *_spread_charts(given),
+        _histogram(given.get("entropy"), "entropy", "Entropy", "nats", _plain_ticks),
+        _histogram(given.get("kept_mass"), "kept-mass", "Kept mass", "probability", _plain_ticks),
         _histogram(
-            given["log10_tail_mass"], "tail-mass", "Tail mass", "probability of the classes not "
-            "kept", _power_ticks,
+            given.get("log10_tail_mass"), "tail-mass", "Tail mass",
+            "probability of the classes not kept", _power_ticks,
         ),
         _histogram(
-            given["hard_log_probs"], "hard-log-probs", "Log-prob of the hard label", "nats",
+            given.get("hard_log_probs"), "hard-log-probs", "Log-prob of the hard label", "nats",
             _plain_ticks,
         ),
-        _ranks(given["ranks"]),
-        _calibration(given["calibration"]),
+        _ranks(given.get("ranks")),
+        _calibration(given.get("calibration")),
     ]  # fmt: skip
     return [chart for chart in made if chart is not None]
+
+
+def _spread_charts(given: Mapping[str, Any]) -> list[Chart | None]:
+    """Of independent classes, and of vectors."""
+    return [
+        _histogram(
+            given.get("log10_expected_labels"), "expected-labels", "Expected labels",
+            "classes of a position, by their probabilities", _power_ticks,
+        ),
+        _histogram(
+            given.get("first_probability"), "first-probability", "Likeliest class", "probability",
+            _plain_ticks,
+        ),
+        _histogram(
+            given.get("log10_floor"), "floor", "Floor", "mean probability of the classes not kept",
+            _power_ticks,
+        ),
+        _histogram(
+            given.get("log10_length"), "vector-lengths", "Length of vectors", "length", _power_ticks
+        ),
+        _histogram(
+            given.get("cosine"), "cosines", "Likeness of vectors", "cosine of two of them",
+            _plain_ticks,
+        ),
+    ]  # fmt: skip
 
 
 def _plain_ticks(low: float, high: float) -> tuple[tuple[float, str], ...]:
@@ -131,14 +157,14 @@ def _lengths(given: dict[str, Any]) -> Chart | None:
     return Chart(
         name="lengths",
         title="Length of records",
-        x_label="tokens",
+        x_label=given["of"],
         y_label="% of records",
         kind="bars",
         edges=tuple(edges),
         xs=_middles(edges),
         ys=_percent(given["counts"]),
         ticks=_plain_ticks(edges[0], edges[-1]),
-        words=f"Median {given['median']:g} tokens, {given['longest']:,} at most.",
+        words=f"Median {given['median']:g} {given['of']}, {given['longest']:,} at most.",
     )
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from softlabels.inputs.preparation import Preparation
+from softlabels.inputs.views import ViewsIdentity
+from softlabels.labelset.plan import Plan
 from softlabels.labelset.reader import LabelSet
 from softlabels.looking.text import safe
+
+_SHOWN_CLASSES = 5
 
 
 def facts(labels: LabelSet) -> dict[str, str]:
@@ -17,9 +22,10 @@ def facts(labels: LabelSet) -> dict[str, str]:
         "weights": teacher.weights or "not known: a callable",
         "data": _joined(data.name, data.revision, data.split, f"column {', '.join(data.columns)}"),
         "key": data.key or "row number",
-        "prepared": _joined(
-            preparation.kind, f"at most {preparation.max_length} tokens", preparation.on_long
-        ),
+        "prepared": _prepared(preparation),
+        "views": "none" if plan.views is None else _views(plan.views),
+        "kind": plan.kind,
+        "classes": _classes(plan),
         "kept": plan.selection.words(teacher.classes),
         "tail mass at": ", ".join(f"T = {t:g}" for t in plan.temperatures) or "none",
         "codec": str(plan.codec["name"]),
@@ -37,7 +43,34 @@ def facts(labels: LabelSet) -> dict[str, str]:
         or "the teacher itself",
         "format": f"{plan.format}, written by {plan.writer}",
     }
-    return {name: safe(value) for name, value in rows.items()}
+    hidden = {name for name in _HIDDEN if rows.get(name) in (None, "none", _HIDDEN[name])}
+    return {name: safe(value) for name, value in rows.items() if name not in hidden}
+
+
+# Lines that say nothing where they say this.
+_HIDDEN = {"views": "none", "kind": "categorical", "classes": None}
+
+
+def _prepared(preparation: Preparation) -> str:
+    if preparation.kind == "array":
+        whose = {"first": "one label each", "every": "a label at each index of the first axis"}
+        return f"arrays, {whose.get(preparation.positions or '', 'as many labels as they have')}"
+    length = f"at most {preparation.max_length} tokens"
+    return _joined(preparation.kind, length, preparation.on_long)
+
+
+def _views(views: ViewsIdentity) -> str:
+    clean = ", the first as it is" if views.clean else ""
+    libraries = "".join(f", {name} {version}" for name, version in views.libraries.items())
+    return f"{views.count} of each sample{clean}, by {views.name} {views.version}{libraries}"
+
+
+def _classes(plan: Plan) -> str | None:
+    if plan.class_names is None:
+        return None
+    some = ", ".join(plan.class_names[:_SHOWN_CLASSES])
+    more = len(plan.class_names) - _SHOWN_CLASSES
+    return f"{some} and {more:,} more" if more > 0 else some
 
 
 def _joined(*values: str | None) -> str:

@@ -129,19 +129,31 @@ def _read(found: Audit) -> str:
     return f"all of it, {read}" if found.whole else f"a sample, {read}"
 
 
+# Means of powers of ten.
+_MEANS = {
+    "log10_expected_labels": "classes expected at a position, in the middle",
+    "log10_length": "length of a vector, in the middle",
+}
+
+
 def _cards(labels: LabelSet, found: Audit) -> list[tuple[str, str]]:
     totals, given = labels.totals, found.distributions
     cards = [
         ("positions", f"{totals.positions:,}"),
         ("bytes a position", f"{totals.bytes / max(1, totals.positions):.1f}"),
     ]
-    if given["kept_mass"] is not None:
+    for name, words in _MEANS.items():
+        if given.get(name) is not None:
+            cards.append((words, f"{10 ** given[name]['mean']:.3g}"))
+    if given.get("cosine") is not None:
+        cards.append(("cosine of two vectors, in the mean", f"{given['cosine']['mean']:.3f}"))
+    if given.get("kept_mass") is not None:
         cards.append(("of the mass kept, in the mean", f"{100 * given['kept_mass']['mean']:.1f} %"))
-    if given["entropy"] is not None:
+    if given.get("entropy") is not None:
         cards.append(("nats of entropy, in the mean", f"{given['entropy']['mean']:.2f}"))
     if given["perplexity"] is not None:
         cards.append(("perplexity on the hard labels", f"{given['perplexity']:.3g}"))
-    if given["calibration"] is not None:
+    if given.get("calibration") is not None:
         accuracy, error = (
             100 * given["calibration"][name] for name in ("accuracy", "expected_calibration_error")
         )
@@ -204,6 +216,8 @@ def _line(line: Line, tail: int | None, decode: Decode, classes: Decode) -> dict
         "level": _NAMES[level(None if log_prob is None else -log_prob)],
         "prob": "" if log_prob is None else f"{math.exp(log_prob):.4f}",
         "tail": "" if tail is None else f"{math.exp(line.log_tails[tail]):.3f}",
+        "vector": [f"{number:.4g}" for number in line.vector],
+        "length": _figures(line.length),
         "guesses": [
             {"text": classes(index), "prob": math.exp(value), "hit": index == line.next}
             for index, value in zip(line.ids, line.log_probs, strict=True)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from softlabels.errors import InputError, quoted
-from softlabels.labels import SoftLabels, soft
+from softlabels.labels import BinaryLabels, Embeddings, Labels, SoftLabels
 from softlabels.labelset.reader import LabelSet
 from softlabels.labelset.records import Records
 from softlabels.looking.beliefs import beliefs
@@ -56,7 +57,10 @@ class Line:
         next_log_prob: of the hard label.
         ids, log_probs: the kept classes, the likeliest first.
         logsumexp: of the logits; None where not known.
-        log_tails: of the classes not kept, at each of the set's temperatures.
+        log_tails: of the classes not kept, at each of the set's temperatures; of independent
+            classes of each one of them.
+        vector: its first numbers, where the labels are vectors.
+        length: of the whole vector.
     """
 
     position: int
@@ -67,6 +71,8 @@ class Line:
     log_probs: list[float]
     logsumexp: float | None
     log_tails: list[float]
+    vector: list[float] = field(default_factory=list)
+    length: float | None = None
 
 
 @dataclass(frozen=True)
@@ -131,27 +137,63 @@ def shown(labels: LabelSet, number: int, window: Window) -> Shown:
     """What of a record is asked for."""
     records = labels.take([number])
     check(records, labels)
-    found = soft(records.record_labels(0))
-    if not labels.codec.ordered:
+    found = _as_probabilities(records.record_labels(0))
+    if not labels.codec.ordered and not isinstance(found, Embeddings):
         found = found.sorted()
     assert found.mask is not None
     places, rest = window.of(found.mask)
+    tokens = None if records.token_ids is None else records.token_ids.tolist()
+    if isinstance(found, Embeddings):
+        lines = _vectors(found, places, window.top)
+    else:
+        lines = _lines(found, tokens, _hard(records, labels), places, window.top)
     surprises, mean = _surprises(records, labels)
     first, end = (places[0], places[-1] + 2) if places else (0, 0)
-    tokens = None if records.token_ids is None else records.token_ids.tolist()
     return Shown(
         identity={
             name: records.identity[name][0].as_py()
             for name in ("key", "part", "view", "source_start", "source_length")
         },
         length=len(found),
-        temperatures=found.temperatures,
-        lines=_lines(found, tokens, _hard(records, labels), places, window.top),
+        temperatures=() if isinstance(found, Embeddings) else found.temperatures,
+        lines=lines,
         rest=rest,
         tokens=[] if tokens is None else tokens[first:end],
-        surprises=surprises[first:end],
+        surprises=[] if tokens is None else surprises[first:end],
         hard_surprise=mean,
     )
+
+
+def _as_probabilities(found: Labels) -> SoftLabels | Embeddings:
+    """Labels as they are shown: of independent classes each one's own probability."""
+    if isinstance(found, BinaryLabels):
+        floors = None if found.floors is None else logsigmoid(found.floors)
+        return SoftLabels(
+            ids=found.ids,
+            log_probs=logsigmoid(found.log_odds),
+            log_tails=floors,
+            temperatures=found.temperatures,
+            mask=found.mask,
+        )
+    return found
+
+
+def _vectors(found: Embeddings, places: list[int], top: int | None) -> list[Line]:
+    return [
+        Line(
+            position=t,
+            token=None,
+            next=None,
+            next_log_prob=None,
+            ids=[],
+            log_probs=[],
+            logsumexp=None,
+            log_tails=[],
+            vector=found.vectors[t][:top].tolist(),
+            length=float(found.vectors[t].double().norm()),
+        )
+        for t in places
+    ]
 
 
 def _lines(
@@ -187,6 +229,8 @@ def _hard(records: Records, labels: LabelSet) -> dict[int, int]:
 
 
 def _surprises(records: Records, labels: LabelSet) -> tuple[list[float | None], float | None]:
+    if not isinstance(records.labels, SoftLabels):
+        return [None] * len(records.wanted), None
     believed = beliefs(records.soft, None)
     _, surprises = token_surprises(records, believed, 0, ahead=distance(labels.plan))
     known = believed.hard_log_probs[believed.known]

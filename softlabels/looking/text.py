@@ -46,5 +46,9 @@ def decoder(labels: LabelSet) -> Decode:
 
 
 def class_decoder(labels: LabelSet, decode: Decode) -> Decode:
-    """The same for classes, which are numbers only where they are no tokens."""
-    return decode if labels.plan.teacher.vocabulary is None else str
+    """The same for classes: tokens, names, or numbers where they have none."""
+    names = labels.plan.class_names
+    if names is not None:
+        return lambda index: safe(names[index]) if index < len(names) else str(index)
+    tokens = labels.plan.teacher.vocabulary is None and labels.plan.preparation.kind != "array"
+    return decode if tokens else str

@@ -42,7 +42,8 @@ def pilot(source: Source, plan: Plan, teacher: Teacher) -> Labels:
         selection = TopK(min(selection.k, _FREQUENT))
     if source.read is None or source.rows is None:
         return Room(0, selection, plan, keep_logits=False).labels
-    rows = _ROWS_OF_ONE if _gives_one(teacher) else _ROWS
+    many = _gives_one(teacher) or plan.kind == "embedding"
+    rows = _ROWS_OF_ONE if many else _ROWS
     chosen = np.random.default_rng(0).choice(
         source.rows, min(rows, source.rows), replace=False, shuffle=False
     )

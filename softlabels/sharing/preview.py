@@ -49,7 +49,8 @@ def write_preview(labels: LabelSet, file: Path) -> int:
 
     Columns: `text` up to and with `token`, where the set stores token ids; `next_token`, which
     came next, and its probability; the likeliest classes and theirs (of sampled labels, weights);
-    `rest_prob`, the mass of the classes not kept at T = 1. Null is not known.
+    `rest_prob`, the mass of the classes not kept at T = 1. Null is not known. Of labels of other
+    kinds there are no rows.
 
     Returns:
         how many rows it has.
@@ -58,7 +59,7 @@ def write_preview(labels: LabelSet, file: Path) -> int:
         LabelSetError: its tokenizer cannot be read.
     """
     rows: list[dict[str, Any]] = []
-    if len(labels):
+    if len(labels) and labels.plan.kind == "categorical":
         decode = decoder(labels)
         numbers = spread(len(labels), _RECORDS)
         records = labels.take(numbers)
@@ -107,7 +108,7 @@ def _rows(record: Records, plan: Plan, decode: Decode) -> Iterator[dict[str, Any
     if labels.log_tails is not None and 1.0 in labels.temperatures:
         tails = labels.log_tail(1.0).exp().tolist()
     hard = None if labels.hard_log_probs is None else labels.hard_log_probs.exp().tolist()
-    named = decode if plan.teacher.vocabulary is None else (lambda ids: " ".join(map(str, ids)))
+    named = _namer(plan, decode)
     (identity,) = record.identity.select(["key", "part"]).to_pylist()
     for row, position in enumerate(places):
         made = {"key": str(identity["key"]), "part": identity["part"], "position": position}
@@ -125,6 +126,15 @@ def _rows(record: Records, plan: Plan, decode: Decode) -> Iterator[dict[str, Any
                 made[f"top_{place + 1}"] = named([int(labels.ids[row, place])])
                 made[f"prob_{place + 1}"] = float(labels.log_probs[row, place].exp())
         yield made
+
+
+def _namer(plan: Plan, decode: Decode) -> Decode:
+    """Class ids to text: tokens, names, or numbers where they have none."""
+    names = plan.class_names
+    if names is not None:
+        return lambda ids: " ".join(names[index] for index in ids)
+    tokens = plan.teacher.vocabulary is None and plan.preparation.kind != "array"
+    return decode if tokens else (lambda ids: " ".join(map(str, ids)))
 
 
 def _following(record: Records, plan: Plan) -> list[int] | None:

@@ -13,11 +13,20 @@ from softlabels.labelset.reader import LabelSet
 from softlabels.looking.beliefs import Distributions, beliefs
 from softlabels.looking.blocks import blocks, following
 from softlabels.looking.charts import Chart, belief_charts
+from softlabels.looking.spreads import Spreads
 from softlabels.sharing.preview import spread
 
 # As many positions as say it to two digits, and no more entries than are read in seconds.
 _POSITIONS, _ENTRIES = 16_384, 1 << 25
-CHARTS = ("entropy", "kept-mass", "calibration")
+CHARTS = (
+    "entropy",
+    "kept-mass",
+    "calibration",
+    "expected-labels",
+    "first-probability",
+    "vector-lengths",
+    "cosines",
+)
 
 Floats = NDArray[np.float64]
 
@@ -46,6 +55,8 @@ def statistics(labels: LabelSet) -> Statistics:
         return Statistics({}, ())
     positions = max(1, min(_POSITIONS, _ENTRIES // k))
     count = max(1, positions * totals.records // totals.positions)
+    if labels.plan.kind != "categorical":
+        return _of_other_kinds(labels, count)
     distributions = Distributions(labels.plan.teacher.classes)
     kept, first, hard = ([np.empty(0)] for _ in range(3))
     sampled = False
@@ -66,6 +77,17 @@ def statistics(labels: LabelSet) -> Statistics:
         read | dict(measured),
         tuple(charts[name] for name in CHARTS if name in charts and name not in hidden),
     )
+
+
+def _of_other_kinds(labels: LabelSet, count: int) -> Statistics:
+    """Of independent classes, and of vectors."""
+    spreads = Spreads(labels.plan)
+    for _, records in blocks(labels, spread(len(labels), count)):
+        spreads.add(records.labels)
+    read = f"{spreads.positions:,} of {labels.totals.positions:,} positions"
+    drawn = tuple(chart for chart in belief_charts(spreads.to_json()) if chart.name in CHARTS)
+    rows = {chart.title.lower(): chart.words for chart in drawn}
+    return Statistics({"measured on": read} | rows, drawn)
 
 
 def _rows(kept: Floats, first: Floats, hard: Floats, *, sampled: bool) -> Iterator[tuple[str, str]]:

@@ -1,0 +1,196 @@
+"""Sets of independent classes and of vectors: made, checked, looked at, derived, loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import softlabels as sl
+from softlabels.cli import main
+from softlabels.errors import InputError, KindError
+from softlabels.labelset.verify import repair, verify
+
+WIDTH, CLASSES = 12, 20
+Row = dict[str, Any]
+
+
+def rows(count: int = 40) -> list[Row]:
+    rng = np.random.default_rng(0)
+    return [
+        {"id": i, "frames": rng.normal(size=(2 + i % 3, WIDTH)).astype(np.float32)}
+        for i in range(count)
+    ]
+
+
+def teacher(kind: str) -> Any:
+    torch.manual_seed(0)
+    return sl.teachers.from_callable(
+        torch.nn.Linear(WIDTH, CLASSES), classes=CLASSES, takes="arrays", kind=kind,
+        positions="every",
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
+def label(out: Path, kind: str, **options: Any) -> sl.LabelSet:
+    settings = {"column": "frames", "key": "id", "unit_rows": 16} | options
+    return sl.precompute(rows(), teacher(kind), out, **settings)
+
+
+def exact(kind: str, array: np.ndarray) -> torch.Tensor:
+    (found,) = teacher(kind).logits(
+        torch.from_numpy(array)[None],
+        torch.ones(1, len(array), dtype=torch.bool),
+        padding=torch.zeros(1, len(array), dtype=torch.bool),
+    )
+    return found
+
+
+@pytest.mark.parametrize("codec", ["binary", "binary_plain"])
+@pytest.mark.parametrize("k", [5, CLASSES])
+def test_independent_classes_are_what_the_teacher_gave(codec: str, k: int, tmp_path: Path) -> None:
+    labels = label(tmp_path / "a", "binary", codec=codec, selection=sl.TopK(k))
+    assert (labels.plan.kind, labels.plan.selection.name) == ("binary", "top_odds")
+    assert labels.totals.entries == labels.totals.positions * k
+    loader = sl.loader(labels, rows(), batch_size=7, seed=0)
+    for batch in loader:
+        y = batch["soft_labels"]
+        assert isinstance(y, sl.BinaryLabels)
+        for key, array, length, one in zip(
+            batch["key"], batch["inputs"], batch["lengths"].tolist(), y, strict=True
+        ):
+            logits = exact("binary", rows()[key]["frames"])
+            assert torch.equal(array[:length], torch.from_numpy(rows()[key]["frames"]))
+            found = logits.gather(-1, one.ids[:length])
+            bound = 0.0 if codec == "binary_plain" else 0.01
+            assert float((found - one.log_odds[:length]).abs().max()) <= bound
+            assert (one.floors is None) == (k == CLASSES)
+        loss = sl.losses.binary_kl_divergence(torch.zeros(*y.shape, CLASSES), y)
+        assert float(sl.losses.reduce(loss, y.mask)) > 0
+    assert not verify(tmp_path / "a").findings
+    assert float(labels.get(3).log_odds.amax()) == pytest.approx(
+        float(exact("binary", rows()[3]["frames"]).amax()), abs=0.01
+    )
+
+
+@pytest.mark.parametrize("codec", ["float32", "float16", "int8"])
+def test_vectors_are_what_the_teacher_gave(codec: str, tmp_path: Path) -> None:
+    labels = label(tmp_path / "a", "embedding", codec=codec)
+    assert (labels.plan.kind, labels.plan.temperatures) == ("embedding", ())
+    bound = {"float32": 0.0, "float16": 2e-3, "int8": 0.02}[codec]
+    for number, found in enumerate(labels[:]):
+        assert isinstance(found, sl.Embeddings)
+        vectors = exact("embedding", rows()[number]["frames"])
+        assert float((found.vectors - vectors).abs().max()) <= bound
+    batch = next(iter(sl.loader(labels, rows(), batch_size=3)))
+    distance = sl.losses.cosine_distance(torch.ones(3, 4, CLASSES), batch["soft_labels"])
+    assert float(sl.losses.reduce(distance, batch["soft_labels"].mask)) > 0
+    assert not verify(tmp_path / "a").findings
+    assert labels.to_dataset().num_rows == len(labels)
+
+
+def test_another_codec_is_derived_without_the_teacher(tmp_path: Path) -> None:
+    source = label(tmp_path / "a", "embedding", codec="float32")
+    found = sl.derive(source, tmp_path / "b", codec="int8")
+    straight = label(tmp_path / "c", "embedding", codec="int8")
+    for one, other in zip(found[:], straight[:], strict=True):
+        assert torch.equal(one.vectors, other.vectors)
+    with pytest.raises(InputError, match="kind categorical, and these are embedding"):
+        sl.derive(source, tmp_path / "d", codec="compact")
+    odds = label(tmp_path / "e", "binary", codec="binary_plain", selection=sl.TopK(5))
+    packed = sl.derive(odds, tmp_path / "f", codec="binary")
+    assert not verify(tmp_path / "f").findings
+    for one, other in zip(packed[:], odds[:], strict=True):
+        assert torch.equal(one.ids.sort(-1)[0], other.ids.sort(-1)[0])
+    with pytest.raises(InputError, match="labels of the kind binary are kept as they are"):
+        sl.derive(odds, tmp_path / "g", k=3)
+
+
+def test_a_book_is_learnt_from_the_data_or_refused(tmp_path: Path) -> None:
+    many = [{"id": i, "frames": row["frames"]} for i, row in enumerate(rows(300))]
+    by = teacher("embedding")
+    labels = sl.precompute(many, by, tmp_path / "a", column="frames", key="id", codec="product")
+    assert labels.plan.codec["parts"] == 2
+    error = torch.cat([y.vectors for y in labels[:]]) - torch.cat(
+        [exact("embedding", row["frames"]) for row in many]
+    )
+    assert float(error.square().mean()) == pytest.approx(labels.plan.codec["error"], rel=0.3)
+    with pytest.raises(InputError, match="at least 256 vectors"):
+        sl.precompute(iter(many), by, tmp_path / "b", column="frames", key="id", codec="product")
+
+
+@pytest.mark.parametrize("kind", ["binary", "embedding"])
+def test_it_goes_on_after_a_crash_and_in_two_processes(kind: str, tmp_path: Path) -> None:
+    whole = label(tmp_path / "a", kind)
+    shards = sorted((tmp_path / "a" / "data").iterdir())
+    label(tmp_path / "b", kind, workers=2)
+    for mine, other in zip(shards, sorted((tmp_path / "b" / "data").iterdir()), strict=True):
+        assert mine.read_bytes() == other.read_bytes()
+    shards[1].unlink()
+    assert verify(tmp_path / "a").findings
+    assert repair(tmp_path / "a", verify(tmp_path / "a"))
+    again = label(tmp_path / "a", kind)
+    assert again.receipts.texts("sha256") == whole.receipts.texts("sha256")
+
+
+@pytest.mark.parametrize("kind", ["binary", "embedding"])
+def test_every_command_that_looks_says_what_it_is(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    label(tmp_path / "a", kind, selection=None if kind == "embedding" else sl.TopK(5))
+
+    def run(*command: Any) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main(list(map(str, command)))
+        assert ended.value.code == 0
+        return capsys.readouterr().out
+
+    assert kind in run("info", tmp_path / "a")
+    assert "ok" in run("verify", tmp_path / "a").lower()
+    told = json.loads(run("show", tmp_path / "a", "3", "--json"))
+    expected = exact(kind, rows()[3]["frames"])[0]
+    if kind == "embedding":
+        assert told["positions"][0]["vector"] == pytest.approx(expected.tolist(), abs=2e-3)
+        assert told["positions"][0]["length"] == pytest.approx(float(expected.norm()), rel=1e-3)
+    else:
+        prob = float(expected.sigmoid().amax())
+        assert max(np.exp(told["positions"][0]["log_probs"])) == pytest.approx(prob, abs=2e-3)
+    text = run("show", tmp_path / "a", "3")
+    assert ("length: the teacher's vector" if kind == "embedding" else "first guesses") in text
+    page = tmp_path / "record.html"
+    run("show", tmp_path / "a", "3", "--html", page)
+    audit = json.loads(run("audit", tmp_path / "a", "--json", "--out", tmp_path / "audit.html"))
+    given = audit["distributions"]
+    assert given["positions"] == audit["positions"] == sum(len(r["frames"]) for r in rows())
+    title = "Length of vectors" if kind == "embedding" else "Expected labels"
+    assert title in (tmp_path / "audit.html").read_text()
+    assert "alignment" in run("audit", tmp_path / "a")
+
+
+def test_what_only_distributions_have_is_refused_by_name(tmp_path: Path) -> None:
+    from softlabels.labelset.verify_against import against
+
+    labels = label(tmp_path / "a", "embedding")
+    with pytest.raises(KindError, match="labels of arrays"):
+        against(labels, teacher("embedding"))
+    with pytest.raises(InputError, match="kept whole"):
+        label(tmp_path / "b", "embedding", selection=sl.TopK(3))
+    with pytest.raises(InputError, match="independent of each other"):
+        label(tmp_path / "b", "binary", selection=sl.TopP(0.9, 5))
+    with pytest.raises(InputError, match="probes are dense logits"):
+        label(tmp_path / "b", "binary", probes=4)
+    other = label(tmp_path / "c", "embedding")
+    with pytest.raises(InputError):
+        sl.loader([labels, other], rows(), fuse="mixture")
+
+
+def test_columns_are_there_for_whoever_reads_plain_parquet(tmp_path: Path) -> None:
+    label(tmp_path / "a", "embedding", codec="float16")
+    table = pq.read_table(tmp_path / "a" / "data")
+    assert str(table.schema.field("vectors").type).startswith("list<element: halffloat")
+    first = np.asarray(table["vectors"][0].as_py(), np.float32).reshape(-1, CLASSES)
+    np.testing.assert_allclose(first, exact("embedding", rows()[0]["frames"]), atol=2e-3)
