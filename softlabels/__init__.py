@@ -1,6 +1,7 @@
 """Label once, distil forever: teacher logits in label sets, joined to any student's inputs."""
 
 from softlabels import errors, losses, teachers
+from softlabels.inputs.transforms import torchvision_views
 from softlabels.inputs.views import Views
 from softlabels.labels import BinaryLabels, Embeddings, SoftLabels
 from softlabels.labelset.derive import derive
@@ -35,4 +36,5 @@ __all__ = [
     "plan",
     "precompute",
     "teachers",
+    "torchvision_views",
 ]

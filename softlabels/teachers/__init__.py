@@ -33,6 +33,7 @@ __all__ = [
     "resolve",
     "sequence_classifier",
     "sklearn",
+    "timm",
     "token_classifier",
 ]
 
@@ -141,6 +142,8 @@ def resolve(teacher: Any) -> Teacher:
         return pretrained(teacher)
     if hasattr(teacher, "predict_proba") or hasattr(teacher, "decision_function"):
         return sklearn(teacher)
+    if isinstance(teacher, torch.nn.Module) and hasattr(teacher, "pretrained_cfg"):
+        return timm(teacher)
     if callable(teacher):
         return from_callable(teacher)
     raise TeacherError(
@@ -254,8 +257,23 @@ def encoder(model: Any, **options: Any) -> Teacher:
     return pretrained(model, task="encoder", **options)
 
 
+def timm(model: Any, **options: Any) -> Teacher:
+    """An image model of timm by name, or one that is made; see `softlabels.teachers.timm_models`.
+
+    Raises:
+        TeacherError: the extra is not installed, or there is no such model.
+    """
+    try:
+        import timm  # noqa: F401
+    except ImportError:
+        raise TeacherError(_extra("timm's models need", "timm")) from None
+    from softlabels.teachers.timm_models import open_timm
+
+    return cast(Teacher, open_timm(model, **options))
+
+
 def sklearn(model: Any, *, version: str | None = None) -> Teacher:
-    """A fitted scikit-learn classifier; see `softlabels.teachers.sklearn.Estimator`.
+    """A fitted scikit-learn classifier; see `softlabels.teachers.estimators.Estimator`.
 
     Raises:
         TeacherError: the extra is not installed, or it is no fitted classifier.
@@ -264,13 +282,13 @@ def sklearn(model: Any, *, version: str | None = None) -> Teacher:
         import sklearn  # noqa: F401
     except ImportError:
         raise TeacherError(_extra("scikit-learn models need", "sklearn")) from None
-    from softlabels.teachers.sklearn import Estimator
+    from softlabels.teachers.estimators import Estimator
 
     return cast(Teacher, Estimator(model, version=version))
 
 
 def onnx(path: str | Path, **options: Any) -> Teacher:
-    """An ONNX model of arrays; see `softlabels.teachers.onnx.Session`.
+    """An ONNX model of arrays; see `softlabels.teachers.sessions.Session`.
 
     Raises:
         TeacherError: the extra is not installed, or it is no such model.
@@ -279,7 +297,7 @@ def onnx(path: str | Path, **options: Any) -> Teacher:
         import onnxruntime  # noqa: F401
     except ImportError:
         raise TeacherError(_extra("ONNX models need", "onnx")) from None
-    from softlabels.teachers.onnx import Session
+    from softlabels.teachers.sessions import Session
 
     return cast(Teacher, Session(path, **options))
 

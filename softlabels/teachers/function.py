@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from softlabels.errors import TeacherError
@@ -24,6 +25,7 @@ class Answers:
     kind: Kind = "categorical"
     positions: Literal["first", "every"] = "every"
     class_names: Sequence[str] | None = None
+    prepare: Callable[[NDArray[Any]], NDArray[Any]] | None = None
 
 
 class FunctionTeacher:
@@ -45,6 +47,8 @@ class FunctionTeacher:
         self.takes, self.kind = answers.takes, answers.kind
         self.positions, self.class_names = answers.positions, answers.class_names
         self.alignment = "next" if answers.takes == "tokens" else "same"
+        if answers.prepare is not None:
+            self.prepare = answers.prepare
 
     @property
     def device(self) -> torch.device | None:
@@ -103,6 +107,7 @@ def from_callable(
     kind: Kind = "categorical",
     positions: Literal["first", "every"] | None = None,
     class_names: Sequence[str] | None = None,
+    prepare: Callable[[NDArray[Any]], NDArray[Any]] | None = None,
 ) -> FunctionTeacher:
     """A teacher of any callable `input_ids (B, T) int64 → logits (B, T, V)`, padded on the right.
 
@@ -123,6 +128,8 @@ def from_callable(
         positions: "first" for one label a sample, "every" for one at each token or index of the
             first axis; by default "every" of tokens, "first" of arrays.
         class_names: of the classes in order, if they have some.
+        prepare: what it does to one array before a batch is made, resizing, say; digests are of
+            the array before.
 
     Raises:
         TeacherError: without identity, or without a number of classes.
@@ -147,7 +154,7 @@ def from_callable(
         classes=classes,
         tokenizer=tokenizer or getattr(function, "tokenizer", None),
         max_length=max_length or getattr(function, "max_length", None),
-        answers=Answers(takes, kind, where, class_names),
+        answers=Answers(takes, kind, where, class_names, prepare),
     )
 
 

@@ -107,8 +107,6 @@ def _several(model: Any, labels: Any) -> int:
     """How many labels a sample may have at once; 0 where one alone."""
     if isinstance(labels, list) or getattr(model, "multilabel_", False):
         return len(labels)
-    if getattr(model, "n_outputs_", 1) > 1:
-        return int(model.n_outputs_)
     # A network with a sigmoid for each of several classes.
     sigmoids = getattr(model, "out_activation_", None) == "logistic"
     return len(labels) if sigmoids and len(labels) > 2 else 0
@@ -192,8 +190,8 @@ def _state_of(value: Any) -> Any:
     if hasattr(value, "tocsr"):  # sparse matrices
         rows = value.tocsr().sorted_indices()
         return [rows.shape, rows.data, rows.indices, rows.indptr]
-    if isinstance(value, np.random.RandomState):
-        return None  # what it draws next has no part in what was learnt
+    if isinstance(value, (np.random.RandomState, np.random.Generator)):
+        return ()  # what it draws next has no part in what was learnt
     held = value.__getstate__() if hasattr(value, "__getstate__") else vars(value)
     if isinstance(held, Mapping):
         # The version is the engine's; caches of hashes and the like begin with an underscore.
