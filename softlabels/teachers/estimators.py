@@ -197,6 +197,12 @@ def _state_of(value: Any) -> Any:
         # The version is the engine's; caches of hashes and the like begin with an underscore.
         return {n: v for n, v in held.items() if n != "_sklearn_version"}
     if held is None:
+        try:
+            # Compiled classes say how they are made again: of which arguments, with which state.
+            made = value.__reduce_ex__(2)
+            return [] if isinstance(made, str) else list(made[1:3])
+        except TypeError:
+            pass
         raise TeacherError(
             f"a {type(value).__name__} inside the model says nothing of its state, so a changed "
             "teacher would not be noticed; wrap it in softlabels.teachers.from_callable(function, "
