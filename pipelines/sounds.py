@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 import wave
@@ -59,14 +60,14 @@ def read(data: bytes, name: Any) -> np.ndarray:
     """A WAV file of 16 bits, one channel of it, at 16 kHz."""
     start = data.find(b"data") + 8
     begun = data.find(b"fmt ") + 8
-    kind, channels = np.frombuffer(data, "<u2", 2, begun)
-    (rate,) = np.frombuffer(data, "<u4", 1, begun + 4)
+    kind, channels = map(int, np.frombuffer(data, "<u2", 2, begun))
+    rate = int(np.frombuffer(data, "<u4", 1, begun + 4)[0])
     if kind != 1 or not data.startswith(b"RIFF"):
         raise wave.Error(f"{name} is no WAV file of integers")
     samples = np.frombuffer(data[start : start + (len(data) - start) // 2 * 2], "<i2")
     one = samples[: len(samples) // channels * channels].reshape(-1, channels)[:, 0] / 32768
-    common = np.gcd(RATE, int(rate))
-    return resample_poly(one, RATE // common, int(rate) // common).astype(np.float32)
+    common = math.gcd(RATE, rate)
+    return resample_poly(one, RATE // common, rate // common).astype(np.float32)
 
 
 def chunks(name: str, sound: np.ndarray, pitch: float | None) -> list[dict[str, Any]]:

@@ -32,6 +32,8 @@ from softlabels.selection import Dense, TopK
 # What a codec learns its id table and its dictionary from: the beginnings of a seeded sample of
 # records. More change little (docs/RESULTS.md).
 _SAMPLE_RECORDS, _SAMPLE_POSITIONS = 256, 16
+# Records of vectors, of which a book of product codes takes many.
+_SAMPLE_VECTORS = 4096
 # An id, a log-prob and a logit; of a unit, at most.
 _ENTRY_BYTES, _UNIT_BYTES = 16, 2 << 30
 
@@ -245,7 +247,8 @@ def _sample(sets: Sequence[LabelSet], k: int) -> Labels:
     """Labels of the beginnings of a seeded sample of records."""
     starts = np.cumsum([0, *map(len, sets)])
     total = int(starts[-1])
-    count = min(_SAMPLE_RECORDS, total)
+    many = sets[0].plan.kind == "embedding"
+    count = min(_SAMPLE_VECTORS if many else _SAMPLE_RECORDS, total)
     chosen = np.random.default_rng(0).choice(total, count, replace=False, shuffle=False)
     parts = []
     for number in np.sort(chosen):
