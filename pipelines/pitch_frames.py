@@ -73,7 +73,7 @@ def main() -> None:
     args = parse()
     rows = [
         row
-        for name, (sound, pitch) in sounds.sounds(args.tones).items()
+        for name, (sound, pitch) in sounds.sounds(args.tones, real=not args.only_tones).items()
         for row in sounds.chunks(name, sound, pitch)
     ][:: args.every][: args.limit]
     frames = sum(len(row["frames"]) for row in rows)
@@ -178,6 +178,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/pitch_frames"))
     parser.add_argument("--model", choices=["full", "tiny"], default="full", help="the teacher")
     parser.add_argument("--tones", type=int, default=80)
+    parser.add_argument("--only-tones", action="store_true", help="no recordings, no speech")
     parser.add_argument("--k", type=int, default=64, help="of 360 pitches")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=600, help="of each student")

@@ -61,7 +61,11 @@ def packed(array: Array) -> dict[str, Any]:
     if array.dtype.kind not in _KINDS:
         raise InputError(f"an array of {array.dtype} holds no numbers; convert it")
     plain = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-    return {"dtype": plain.dtype.str, "shape": list(array.shape), "data": plain.tobytes()}
+    return {
+        "dtype": plain.dtype.str,
+        "shape": list(array.shape),
+        "data": plain.reshape(-1).view(np.uint8).data,
+    }
 
 
 def array_of(value: Any) -> Array:
@@ -95,29 +99,51 @@ def values_of(column: pa.ChunkedArray) -> list[Any]:
     """
     if isinstance(column.type, pa.BaseExtensionType):
         column = _storage(column)
+    if _is_packed(column.type):
+        return [value for chunk in column.chunks for value in _packed_values(chunk)]
     if pa.types.is_struct(column.type):
         found: list[Any] = column.to_pylist()
         return found
     return [_nested(row) if row.is_valid else None for row in column]
 
 
-def array_bytes(array: Array) -> bytes:
-    """The canonical bytes of an array: dtype, shape, its numbers little-endian in C order."""
+def array_pieces(array: Array) -> tuple[bytes, memoryview]:
+    """The canonical bytes of an array: dtype and shape, then its numbers in C order, not copied."""
     plain = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
     name = plain.dtype.str.lstrip("<|=").encode()
     shape = struct.pack(f"<{1 + array.ndim}Q", array.ndim, *array.shape)
-    return struct.pack("<Q", len(name)) + name + shape + plain.tobytes()
+    return struct.pack("<Q", len(name)) + name + shape, plain.reshape(-1).view(np.uint8).data
 
 
-def canonical_array(value: Any) -> bytes:
-    """A column's value in the form that digests are taken of.
+def canonical_pieces(value: Any) -> tuple[bytes, memoryview | bytes]:
+    """A column's value in the form that digests are taken of, in two pieces.
 
     Of an encoded image the bytes as they are encoded, wherever its file lies.
     """
     if isinstance(value, Mapping) and set(value) == _IMAGE_FIELDS:
         data = _encoded(value)
-        return b"\5" + struct.pack("<Q", len(data)) + data
-    return b"\10" + array_bytes(array_of(value))
+        return b"\5" + struct.pack("<Q", len(data)), data
+    head, numbers = array_pieces(array_of(value))
+    return b"\10" + head, numbers
+
+
+def _packed_values(chunk: pa.StructArray) -> list[Array | None]:
+    """Arrays of a column of `PACKED`, where they lie."""
+    # Fields as they are stored: a row that is null has no array, whatever stands there.
+    fields = [chunk.field(name) for name in ("dtype", "shape", "data")]
+    dtypes, shapes = fields[0].to_pylist(), fields[1].to_pylist()
+    _, ends, data = fields[2].buffers()
+    bounds = np.frombuffer(ends, np.int32)[fields[2].offset :][: len(chunk) + 1].tolist()
+    valid = chunk.is_valid().to_pylist()
+    found: list[Array | None] = []
+    for row, known in enumerate(valid):
+        value = {
+            "dtype": dtypes[row],
+            "shape": shapes[row],
+            "data": memoryview(data or b"")[bounds[row] : bounds[row + 1]],
+        }
+        found.append(_unpacked(value) if known else None)
+    return found
 
 
 def _is_packed(kind: pa.DataType) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,13 @@ import xxhash
 from numpy.typing import NDArray
 
 from softlabels.errors import InputError, quoted
-from softlabels.inputs.arrays import array_bytes, canonical_array, holds_arrays, values_of
+from softlabels.inputs.arrays import array_pieces, canonical_pieces, holds_arrays, values_of
 
 DIGEST_BYTES = 8
 DIGEST_TYPE = pa.binary(DIGEST_BYTES)
 
 Uint64s = NDArray[np.uint64]
+Buffer = bytes | memoryview
 
 
 def is_list(kind: pa.DataType) -> bool:
@@ -34,7 +35,15 @@ def input_digests(table: pa.Table, columns: Sequence[str]) -> list[bytes]:
         InputError: a value has no canonical form (a date, a decimal, …).
     """
     values = [_canonical_column(table.column(name), name) for name in columns]
-    return [xxhash.xxh3_64_digest(b"".join(row)) for row in zip(*values, strict=True)]
+    return [_digest(piece for value in row for piece in value) for row in zip(*values, strict=True)]
+
+
+def _digest(pieces: Iterable[Buffer]) -> bytes:
+    """xxh3-64 over pieces one after another."""
+    state = xxhash.xxh3_64()
+    for piece in pieces:
+        state.update(piece)
+    return state.digest()
 
 
 def prepared_digest(token_ids: NDArray[Any]) -> bytes:
@@ -44,7 +53,7 @@ def prepared_digest(token_ids: NDArray[Any]) -> bytes:
 
 def array_digest(array: NDArray[Any]) -> bytes:
     """xxh3-64 of an array's dtype, shape and numbers."""
-    return xxhash.xxh3_64_digest(array_bytes(array))
+    return _digest(array_pieces(array))
 
 
 def key_hashes(keys: pa.Array | pa.ChunkedArray) -> Uint64s:
@@ -130,14 +139,15 @@ def canonical(value: Any) -> bytes:
     )
 
 
-def _canonical_column(column: pa.ChunkedArray, name: str) -> list[bytes]:
+def _canonical_column(column: pa.ChunkedArray, name: str) -> list[tuple[Buffer, ...]]:
     """Canonical bytes of each value of a column; lists of numbers without a Python object each."""
     try:
         if holds_arrays(column.type):
-            return [b"\0" if v is None else canonical_array(v) for v in values_of(column)]
+            values = values_of(column)
+            return [(b"\0",) if value is None else canonical_pieces(value) for value in values]
         if is_list(column.type) and pa.types.is_integer(column.type.value_type):
-            return [_integers(row) for row in column]
-        return [canonical(value) for value in column.to_pylist()]
+            return [(_integers(row),) for row in column]
+        return [(canonical(value),) for value in column.to_pylist()]
     except InputError as error:
         raise InputError(f"column {quoted(name)}: {error}") from None
 

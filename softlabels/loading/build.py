@@ -49,6 +49,7 @@ def loader(
     columns: Sequence[str] | None = None,
     tokenizer: Any = None,
     views: Views | None = None,
+    class_names: Sequence[str] | None = None,
     on_missing: OnMissing = "error",
     verify_inputs: Verify = "always",
     drop_last: bool = False,
@@ -85,6 +86,8 @@ def loader(
         columns: of `data`, to put into batches; all but the key and the labelled ones by default.
         tokenizer: the student's; refused if it is not the teacher's.
         views: what made the set's views, to make them again of their stored parameters.
+        class_names: of the student's classes in its own order: labels come with its numbers, and
+            a set that names others is refused.
         on_missing: rows of the data without labels raise ("error"), are left out ("skip"), or come
             without labels, for a loss on their hard labels ("hard-label"). Labels without a row
             are left out and reported.
@@ -110,7 +113,7 @@ def loader(
     """
     shuffle = seed is not None if shuffle is None else shuffle
     drawn = count(0 if seed is None else seed, "seed")
-    teachers = Teachers.of(labels, fuse=fuse, weights=weights, seed=drawn)
+    teachers = Teachers.of(labels, fuse=fuse, weights=weights, seed=drawn, class_names=class_names)
     leader = teachers.leader
     wanted = None if records is None else numbers(leader, records)
     single = leader.plan.single

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from softlabels.codecs.sampled import Sampled
 from softlabels.errors import InputError, JoinError, KindError, VocabularyMismatchError, quoted
@@ -17,6 +18,7 @@ from softlabels.labels import Labels, soft
 from softlabels.labelset.reader import LabelSet
 from softlabels.labelset.records import Records, join
 from softlabels.loading.choice import drawn
+from softlabels.loading.classes import order_of, renumbered
 from softlabels.loading.fuse import NO_MIXTURE, alike, mixture, normalised
 
 Int64s = NDArray[np.int64]
@@ -73,7 +75,7 @@ class Follower:
                 )
 
 
-def _check_alike(leader: LabelSet, other: LabelSet, fuse: Fuse | None) -> None:
+def _check_alike(leader: LabelSet, other: LabelSet, fuse: Fuse | None, *, renumbered: bool) -> None:
     ours, theirs = leader.plan, other.plan
     if ours.teacher.classes != theirs.teacher.classes or ours.tokenizer != theirs.tokenizer:
         raise VocabularyMismatchError(
@@ -87,10 +89,11 @@ def _check_alike(leader: LabelSet, other: LabelSet, fuse: Fuse | None) -> None:
             "teachers of one batch have to be of one kind, and a mixture is of distributions over "
             "classes"
         )
-    if ours.class_names != theirs.class_names:
+    if ours.class_names != theirs.class_names and not renumbered:
         raise VocabularyMismatchError(
             f"{other.name} has other classes than {leader.name}, or in another order: "
-            f"{_first_difference(ours.class_names, theirs.class_names)}"
+            f"{_first_difference(ours.class_names, theirs.class_names)}; name the student's order "
+            "of them: sl.loader(…, class_names=[…])"
         )
     if ours.hard_label_alignment != theirs.hard_label_alignment:
         raise InputError(
@@ -135,6 +138,7 @@ class Teachers:
         fuse: "mixture" or "choice" make one of all; None keeps them apart.
         weights: of the teachers.
         seed: of the choice.
+        orders: the student's numbers of each set's classes, see `classes.order_of`.
     """
 
     def __init__(
@@ -146,7 +150,9 @@ class Teachers:
         fuse: Fuse | None,
         weights: Sequence[float],
         seed: int,
+        orders: Sequence[Tensor | None],
     ) -> None:
+        self._orders = list(orders)
         self.leader, self._followers, self._names = leader, list(followers), names
         self.fuse, self._weights, self._seed = fuse, list(weights), seed
 
@@ -158,6 +164,7 @@ class Teachers:
         fuse: Fuse | None,
         weights: Sequence[float] | None,
         seed: int,
+        class_names: Sequence[str] | None = None,
     ) -> Teachers:
         """One set or several, the first of which leads.
 
@@ -184,9 +191,14 @@ class Teachers:
             raise InputError("weights= says how to fuse label sets; choose fuse='mixture'")
         shares = normalised([1.0] * (len(others) + 1) if weights is None else weights, len(sets))
         for other in others:
-            _check_alike(leader, other, fuse)
+            _check_alike(leader, other, fuse, renumbered=class_names is not None)
         followers = [Follower.of(leader, other) for other in others]
-        return cls(leader, followers, names=names, fuse=fuse, weights=shares, seed=seed)
+        orders: list[Tensor | None] = [None] * len(sets)
+        if class_names is not None:
+            orders = [order_of(one, class_names) for one in sets]
+        return cls(
+            leader, followers, names=names, fuse=fuse, weights=shares, seed=seed, orders=orders
+        )
 
     def shared(self) -> Int64s | None:
         """The leader's records that all sets have, ascending; None for all of them."""
@@ -216,20 +228,28 @@ class Teachers:
 
     def take(self, numbers: Int64s, epoch: int, device: torch.device) -> list[Records]:
         """The leader's records, then the others' labels of them; one value where it is chosen."""
-        first = self.leader.take(numbers, device=device)
+        first = renumbered(self.leader.take(numbers, device=device), self._orders[0])
         if self.fuse != "choice":
-            return [first, *(f.take(numbers, first, device) for f in self._followers)]
+            return [first, *(self._others(numbers, first, device, i) for i in self._places)]
         chosen = self._chosen(first, epoch)
         parts, places = [], []
         for index in range(len(self._followers) + 1):
             mine = np.flatnonzero(chosen == index)
             records = first.take(mine)
             if index:
-                follower = self._followers[index - 1]
-                records = beside(records, follower.take(numbers[mine], records, device))
+                records = beside(records, self._others(numbers[mine], records, device, index))
             parts.append(records)
             places.append(mine)
         return [together(parts).take(np.argsort(np.concatenate(places), kind="stable"))]
+
+    @property
+    def _places(self) -> range:
+        return range(1, len(self._followers) + 1)
+
+    def _others(self, numbers: Int64s, first: Records, device: torch.device, place: int) -> Records:
+        """Another set's labels of the leader's records."""
+        found = self._followers[place - 1].take(numbers, first, device)
+        return renumbered(found, self._orders[place])
 
     def combine(self, labels: list[Labels]) -> Any:
         """What stands in the batch."""

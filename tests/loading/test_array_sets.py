@@ -13,7 +13,13 @@ import pytest
 import torch
 
 import softlabels as sl
-from softlabels.errors import InputError, JoinError, LabellingError, PlanMismatchError
+from softlabels.errors import (
+    InputError,
+    JoinError,
+    LabellingError,
+    PlanMismatchError,
+    VocabularyMismatchError,
+)
 
 CLASSES = 5
 Row = dict[str, Any]
@@ -382,3 +388,30 @@ def test_labels_by_name_and_labels_that_are_none(tmp_path: Path) -> None:
         label(tmp_path / "c", [rows[0] | {"label": "c9"}], named, label="label")
     with pytest.raises(InputError, match=r"label 5.*0 … 4"):
         label(tmp_path / "d", [rows[0] | {"label": 5}], label="label")
+
+
+def test_classes_come_with_the_students_own_numbers(tmp_path: Path) -> None:
+    rows, names = images(6), [f"c{i}" for i in range(CLASSES)]
+    labels = label(tmp_path / "a", rows, teacher(class_names=names))
+    mine = ["c3", "c0", "c4", "c1", "c2"]
+    batch = next(iter(sl.loader(labels, rows, batch_size=6, class_names=mine)))
+    y, expected = batch["soft_labels"], belief(batch, linear())
+    own = torch.stack([expected[:, int(name[1:])] for name in mine], -1)
+    torch.testing.assert_close(own.gather(-1, y.ids), y.log_probs)
+    other = label(tmp_path / "b", rows, teacher(class_names=mine))
+    with pytest.raises(VocabularyMismatchError, match=r'class 0 is "c3", in the first one "c0"'):
+        sl.loader([labels, other], rows)
+    both = next(iter(sl.loader([labels, other], rows, batch_size=6, class_names=mine)))
+    one, two = both["soft_labels"]
+    torch.testing.assert_close(own.gather(-1, one.ids), one.log_probs)
+    # The same network, whose outputs have other names.
+    torch.testing.assert_close(expected.gather(-1, two.ids), two.log_probs)
+    for wrong, words in (
+        (mine[:4], 'the student has no class "c2"'),
+        ([*mine, "owl"], 'the set has no class "owl"'),
+        ([*mine, "c3"], "not all different"),
+    ):
+        with pytest.raises(VocabularyMismatchError, match=words):
+            sl.loader(labels, rows, class_names=wrong)
+    with pytest.raises(InputError, match="does not name its classes"):
+        sl.loader(label(tmp_path / "d", rows), rows, class_names=mine)
