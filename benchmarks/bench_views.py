@@ -3,12 +3,12 @@
     python benchmarks/bench_views.py [--images 256] [--rounds 7] [--quick]
 
 scikit-learn's digits, drawn large in colour with noise, 320 × 320, encoded as JPEG, as images
-mostly are. Views are crops of any size and place brought to 128 × 128, flips, brightness and contrast. A teacher of a million
-parameters labels four views of each. In turn, batches of 64 are made: by augmenting with fresh
-parameters and stacking, as a training loop would; and by the loader, which reads labels, joins rows
-by key, holds them to their digests, and makes the stored views again. Then a student of 60,000
-parameters trains on stored views, and beside the teacher. Every view is first found to be the one
-that was labelled, and every label that of the teacher.
+mostly are. Views are crops of any size and place brought to 128 × 128, flips, brightness and
+contrast. A teacher of a million parameters labels four views of each. In turn, batches of 64 are
+made: by augmenting with fresh parameters and stacking, as a training loop would; and by the loader,
+which reads labels, joins rows by key, holds them to their digests, and makes the stored views
+again. Then a student of 60,000 parameters trains on stored views, and beside the teacher. Every
+view is first found to be the one that was labelled, and every label that of the teacher.
 """
 
 from __future__ import annotations
