@@ -48,8 +48,10 @@ def main() -> None:
         fused = born(learnt, sets, args, seed * 100 + 1)
         found["taught by the committee"].append(digits.accuracy(fused, test))
         votes.append(vote(first, test))
-        apart = [b["soft_labels"] for b in sl.loader(sets, learnt, batch_size=256)]
-        disagreements += [float(disagreement(teachers).mean()) for teachers in apart]
+        asked = [label(m, test, args.out / f"{seed}-asked-{n}") for n, m in enumerate(first)]
+        apart = [b["soft_labels"] for b in sl.loader(asked, test, batch_size=256)]
+        each = torch.cat([disagreement(teachers) for teachers in apart])
+        disagreements.append(float(each.mean()))
     print(
         f"{len(learnt)} digits, {size:.0f} bytes each, labelled in {seconds / args.seeds:.2f} s\n"
     )
@@ -57,7 +59,7 @@ def main() -> None:
     for name, values in found.items():
         print(f"| {name} | {digits.spread(values)} |")
     print(f"| the committee itself | {digits.spread(votes)} |")
-    print(f"\nThe committee disagrees by {digits.spread(disagreements)} nats a digit.")
+    print(f"\nOn these the committee disagrees by {digits.spread(disagreements)} nats a digit.")
     print(draw(found, votes, names, args.out / "born_again.png"))
 
 

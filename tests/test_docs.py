@@ -42,3 +42,16 @@ def test_the_page_on_loading_runs(folder: Path, model: Any) -> None:
     assert names["logits"].shape[:2] == names["hard"].shape
     assert names["batch"]["source"] in ("docs", "more")
     assert len(list(names["fused"])) == len(list(names["chosen"])) == len(names["fused"])
+
+
+def test_the_page_on_kinds_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    found = blocks("KINDS.md")
+    assert len(found) == 5
+    for block in found:
+        exec(block, names)
+    assert names["gold"].shape == ()
+    assert names["batch"]["soft_labels"].shape == (8,)
+    assert [batch["view"].unique().tolist() for batch in names["loader"]] == [[0]] * 5
+    assert (names["vectors"].plan.kind, names["smaller"].codec.dtype) == ("embedding", "float16")

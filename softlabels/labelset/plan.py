@@ -30,13 +30,15 @@ from softlabels.selection import Selection
 from softlabels.teachers.identity import TeacherIdentity
 from softlabels.teachers.traits import Kind
 
-FORMAT = "1.0-draft"
+FORMAT = "1.0"
+# Read as the same; docs/FORMAT.md says how it differs.
+READ = (FORMAT, "1.0-draft")
 VIEWS = "views"
 KNOWN_FEATURES: frozenset[str] = frozenset({VIEWS})
 
 # Names for people: the digests beside them decide what is the same.
 _NOT_COMPARED = frozenset(
-    {"writer", "teacher.engine_version", "data.name", "data.revision", "data.split"}
+    {"format", "writer", "teacher.engine_version", "data.name", "data.revision", "data.split"}
 )
 # A teacher whose weights have no digest (a callable) has nothing but these.
 _NAMES_OF_WEIGHTS = frozenset({"teacher.name", "teacher.revision"})
@@ -180,9 +182,9 @@ def parse(data: bytes, *, where: str) -> Plan:
     try:
         raw = json.loads(data)
         version = raw.get("format") if isinstance(raw, dict) else None
-        if version != FORMAT:
+        if version not in READ:
             raise UnsupportedFormatError(
-                f"{where}: format {quoted(version)}; this version reads {FORMAT}: "
+                f"{where}: format {quoted(version)}; this version reads {' and '.join(READ)}: "
                 "upgrade softlabels"
             )
         required = raw.get("requires") or []

@@ -23,7 +23,7 @@ def test_info_says_what_a_set_is(softlabels: Any, finished_set: Path) -> None:
     for words in (
         "finished", "tiny-llama, float32, transformers", "top 16 of 512 classes",
         "T = 1, T = 2, T = 4", "plain", f"{totals.records:,} in 4 shards", "id",
-        f"{totals.bytes:,}, {totals.bytes / totals.positions:.1f} a position", "1.0-draft",
+        f"{totals.bytes:,}, {totals.bytes / totals.positions:.1f} a position", "1.0",
     ):  # fmt: skip
         assert words in done.out
 

@@ -75,13 +75,13 @@ def make() -> None:
     for name, (kind, options) in CODECS.items():
         count = 300 if name == "product" else RECORDS
         at = {} if kind == "embedding" else {"temperatures": TEMPERATURES}
-        out = HERE / f"1.0-draft-{name}"
+        out = HERE / f"1.0-{name}"
         if not out.exists():
             sl.precompute(
                 rows(count), teacher(kind, positions="every"), out, column="x", key="id",
                 unit_rows=3 if name != "product" else 300, progress=False, **at, **options,
             )  # fmt: skip
-    out = HERE / "1.0-draft-views"
+    out = HERE / "1.0-views"
     if not out.exists():
         named = teacher("categorical", class_names=[f"c{i}" for i in range(CLASSES)])
         sl.precompute(

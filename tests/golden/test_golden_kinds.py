@@ -27,21 +27,21 @@ sys.path.insert(0, str(HERE))
 import kinds  # noqa: E402
 
 DIGESTS = {
-    "binary": "068233880059518474d68c4f27ba7ac507de2d6bdb826a6ecee1b797d400c4e6",
-    "binary-all": "d7a7c69399f92d159c66d3c1583428a15ee0404248ded1ac53e23af8a9fb1616",
-    "binary-plain": "23e9f4ba8500d0f93c187e59a1b1b1063c452329e61a3f1e72ad0b052f89b0be",
-    "float32": "7ad639b8df819b53f9c97353b48268a8621c332da5c9b10358a596a18c5ce60b",
-    "float16": "a7069599c04706147d7ef171d3879d08ea70b1f49c43a9bf170d2c6f8601b876",
-    "int8": "302396fcbb42f8703f74071374b9d2b269102b83ea2a126d2eef0ba58dc04f61",
-    "product": "5816c8982657a4caf2c2f8d5bb1cbed8168cd8766232bdc6d1b5ec5058720476",
-    "views": "4cb405a07fe34fdd60ade2b8eb7badd3eb600b57b49a078d9a814f3132fd912b",
+    "binary": "93066a94bfd83109e42f6e105b3804363d709413f9a774379599d10abdf530b1",
+    "binary-all": "89c9d8c5fae8a39cd7c2f87d8e6fc9151e8b349628b63ee8968d9eb67779c870",
+    "binary-plain": "72c1e203a03d2c67bc21a124f40f0c05f0333946567ea90761107ab36edd3583",
+    "float32": "c93257f3f26b508c7ef614a931426a97e5f7662de9962efa6c7dbf90b6fb6d2a",
+    "float16": "86d788fc8a9607578135f12e94d525c1bfc79201d016305470b89509d61a34ea",
+    "int8": "844cf44a6b2e1fc9e1c58b073ee7e623311def911ff6c7fff1e64cdf52dc59fd",
+    "product": "af2582c858cb0c9c6bf6f5c95e21dacd1075dfe41d7fcfe23b51996376f0af38",
+    "views": "b96fc48b6bd6cebbc0749c581edb55df39fadae8d58b70cee58c6a7801c72362",
 }
 NAMES = [*kinds.CODECS, "views"]
 by_name = pytest.mark.parametrize("name", NAMES)
 
 
 def folder(name: str) -> Path:
-    return HERE / f"1.0-draft-{name}"
+    return HERE / f"1.0-{name}"
 
 
 def table(name: str) -> pa.Table:

@@ -18,7 +18,7 @@ from softlabels.labelset.plan import Plan
 Precompute = Callable[..., sl.LabelSet]
 
 BYTES = b"""{
-  "format": "1.0-draft",
+  "format": "1.0",
   "kind": "categorical",
   "requires": [],
   "writer": "softlabels 0.1.0",
@@ -121,7 +121,7 @@ def test_a_plan_is_written_to_the_same_bytes_that_it_was_read_from() -> None:
 
 def test_the_digest_is_of_the_bytes_on_disk() -> None:
     assert plans.digest(BYTES) == hashlib.sha256(BYTES).hexdigest()
-    assert plans.digest(BYTES) == "9455347c9914216580cb0c34617a2d6542f777851d0f8c65402cde8e954c6fa7"
+    assert plans.digest(BYTES) == "33d4aa13a03ab106943aa2f3bb49e755648240b353ccfce191d0eb0effcddd9b"
 
 
 def test_unknown_fields_are_ignored() -> None:
@@ -131,10 +131,16 @@ def test_unknown_fields_are_ignored() -> None:
     assert plans.parse(json.dumps(data).encode(), where="plan.json") == plan()
 
 
-@pytest.mark.parametrize("version", ["1.1", "2.0", None, 1.0, ["1.0-draft"], "1.0-draft "])
+@pytest.mark.parametrize("version", ["1.1", "2.0", None, 1.0, ["1.0"], "1.0 ", "1.0-drafts"])
 def test_an_unknown_format_is_refused_and_named(version: Any) -> None:
-    with pytest.raises(UnsupportedFormatError, match=r"plan\.json: format .*reads 1\.0-draft"):
+    with pytest.raises(UnsupportedFormatError, match=r"plan\.json: format .*reads 1\.0 and 1\.0-draft"):
         changed("format", version)
+
+
+def test_a_draft_is_read_and_gone_on_with() -> None:
+    draft = changed("format", "1.0-draft")
+    plans.check_same(draft, plan(), where="labels")
+    assert plans.differences(draft, plan()) == {}
 
 
 def test_a_required_feature_that_is_not_known_is_refused_by_name() -> None:
