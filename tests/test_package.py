@@ -22,9 +22,10 @@ ROOT = Path(sl.__file__).parent
 
 def modules() -> list[str]:
     found = [module.name for module in pkgutil.walk_packages([str(ROOT)], "softlabels.")]
-    # Triton comes with torch where there may be an accelerator.
-    there = importlib.util.find_spec("triton") is not None
-    return [name for name in found if there or not name.endswith("_triton")]
+    # Triton comes with torch where there may be an accelerator; timm needs torchvision's own build.
+    engines = {"_triton": "triton", ".timm_models": "timm"}
+    missing = tuple(end for end, engine in engines.items() if not importlib.util.find_spec(engine))
+    return [name for name in found if not name.endswith(missing)]
 
 
 def test_all_is_exactly_what_is_public() -> None:

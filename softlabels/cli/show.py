@@ -88,7 +88,9 @@ def _record(found: Shown, decode: Decode, classes: Decode) -> list[RenderableTyp
 
 def _title(found: Shown) -> Text:
     identity = found.identity
-    title = f"key {safe(identity['key'])}, part {identity['part']}: {found.length} positions"
+    view = f", view {identity['view']}" if identity["view"] else ""
+    length = f"{found.length} position{'' if found.length == 1 else 's'}"
+    title = f"key {safe(identity['key'])}, part {identity['part']}{view}: {length}"
     if found.hard_surprise is not None:
         title += f", {found.hard_surprise:.2f} nats a token"
     return Text(title, "bold")

@@ -8,11 +8,20 @@ from typing import Any
 from torch import Tensor
 
 from softlabels.errors import InputError
-from softlabels.labels import SoftLabels
+from softlabels.labels import BinaryLabels, Embeddings, Labels, SoftLabels
 
-_TENSORS = (*SoftLabels.FIELDS, "mask")
-# What the tensors mean: the same in every batch of a set.
-_MEANING = ("temperatures", "classes", "sampled")
+# Kinds of label, by what stands for them among tensors, and what their tensors mean: the same in
+# every batch of a set.
+_KINDS: dict[str, type[SoftLabels | BinaryLabels | Embeddings]] = {
+    "categorical": SoftLabels,
+    "binary": BinaryLabels,
+    "embedding": Embeddings,
+}
+_MEANING = {
+    "categorical": ("temperatures", "classes", "sampled"),
+    "binary": ("temperatures", "classes"),
+    "embedding": (),
+}
 
 
 def to_tensors(batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,9 +35,10 @@ def to_tensors(batch: Mapping[str, Any]) -> dict[str, Any]:
         `soft_logsumexp` (...), `soft_log_tails` (..., temperatures), `soft_hard_log_probs` (...),
         `soft_logits` (..., k) and `soft_mask` bool (...), as far as there are some; beside them,
         because they are no tensors, `soft_temperatures`, a tuple, `soft_classes` and
-        `soft_sampled`. Of several teachers the first one's end in `.0`, the second one's in `.1`,
-        and `soft_teachers` has their names or number. Keys and columns of text are left out:
-        nothing can move them to a device.
+        `soft_sampled`; of another kind of label its own fields, and `soft_kind`. Of several
+        teachers the first one's end in `.0`, the second one's in `.1`, and `soft_teachers` has
+        their names or number. Keys and columns of text are left out: nothing can move them to a
+        device.
 
     Raises:
         InputError: there are no soft labels, or a column's name begins with `soft_`.
@@ -71,33 +81,33 @@ def from_tensors(tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flat(labels: Any, end: str) -> dict[str, Any]:
-    if not isinstance(labels, SoftLabels):
+    kind = next((name for name, each in _KINDS.items() if isinstance(labels, each)), None)
+    if kind is None:
         raise InputError(
             f"soft_labels of this batch are a {type(labels).__name__}; to_tensors takes a batch "
             "of a softlabels.Loader, as it comes"
         )
-    values = {name: getattr(labels, name) for name in (*_TENSORS, *_MEANING)}
-    return {
-        f"soft_{name}{end}": value
-        for name, value in values.items()
-        if value is not None or name in _MEANING
-    }
+    values = labels.tensors() | {name: getattr(labels, name) for name in _MEANING[kind]}
+    if kind != "categorical":
+        values["kind"] = kind
+    return {f"soft_{name}{end}": value for name, value in values.items()}
 
 
-def _labels(tensors: Mapping[str, Any], end: str) -> SoftLabels:
-    found = {
-        name: tensors[f"soft_{name}{end}"] for name in _TENSORS if f"soft_{name}{end}" in tensors
-    }
-    if lost := [name for name in ("ids", "log_probs") if name not in found]:
+def _labels(tensors: Mapping[str, Any], end: str) -> Labels:
+    kind = str(tensors.get(f"soft_kind{end}", "categorical"))
+    made = _KINDS[kind]
+    names = (*made.FIELDS, "mask")
+    found = {name: tensors[f"soft_{name}{end}"] for name in names if f"soft_{name}{end}" in tensors}
+    if lost := [name for name in made.FIELDS if name in made.REQUIRED and name not in found]:
         raise InputError(
             f"this batch has no soft_{lost[0]}{end}, but {', '.join(sorted(tensors)) or 'nothing'}"
             "; something dropped columns that the model does not take: in a Trainer, set "
             "remove_unused_columns=False"
         )
-    return SoftLabels(
-        **found,
+    meaning: dict[str, Any] = {
         # Torch's DataLoader makes a list of every tuple.
-        temperatures=tuple(tensors.get(f"soft_temperatures{end}", ())),
-        classes=tensors.get(f"soft_classes{end}"),
-        sampled=tensors.get(f"soft_sampled{end}", False),
-    )
+        "temperatures": tuple(tensors.get(f"soft_temperatures{end}", ())),
+        "classes": tensors.get(f"soft_classes{end}"),
+        "sampled": tensors.get(f"soft_sampled{end}", False),
+    }
+    return made(**found, **{name: meaning[name] for name in _MEANING[kind]})

@@ -364,14 +364,22 @@ class LabelSet:
         _ = self._keys_checked
         if self.parts(key):
             raise JoinError(
-                f"key {quoted(key)} has no record of part {part}, view {view} in {self.name}; its "
-                f"labelled parts are {', '.join(map(str, self.parts(key)))}"
+                f"key {quoted(key)} has no record of part {part}, view {view} in {self.name}; it "
+                f"has {self._places_of(key)}"
             )
         first = [row["key"] for row in self._identity(0)] if len(self) else []
         raise JoinError(
             f"no record with key {quoted(key)} in {self.name}; keys are "
             f"{self.plan.data.key_type}, the first is {quoted(first[0]) if first else 'missing'}"
         )
+
+    def _places_of(self, key: str | int) -> str:
+        """The parts, or views, of a key, in words."""
+        rows = [row for _, row in self._rows(key)]
+        views = sorted({row["view"] for row in rows})
+        if self.plan.views is not None:
+            return f"views {', '.join(map(str, views))}"
+        return f"parts {', '.join(map(str, self.parts(key)))}"
 
     def parts(self, key: str | int) -> list[int]:
         """The parts of a key that were labelled, ascending; empty if there is no such key."""

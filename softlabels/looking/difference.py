@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 import xxhash
 from numpy.typing import NDArray
 
 from softlabels.errors import CorruptShardError, InputError
-from softlabels.labels import SoftLabels
+from softlabels.labels import Labels, SoftLabels
 from softlabels.labelset.reader import LabelSet
 from softlabels.labelset.records import Records
 from softlabels.looking.apart import equal, kl_between
@@ -69,7 +70,8 @@ class ValuesDiffer:
         mean_kl, max_kl: KL(A ‖ B) in nats at T = 1 over the classes that both keep and one rest;
             None where one of the sets is sampled or has no tail at T = 1.
         worst: key, part, view and position of the largest KL.
-        first_guess: share of positions with the same first guess.
+        first_guess: share of positions with the same first guess; None where labels are no
+            distributions over classes.
     """
 
     positions: int
@@ -223,7 +225,7 @@ class _Compared:
     def __init__(self, a: LabelSet, b: LabelSet) -> None:
         self._a, self._b = a, b
         self._positions = self._same = self._agreed = self.other_positions = 0
-        self._kl_sum, self._kl_known = 0.0, True
+        self._kl_sum, self._kl_known, self._guesses = 0.0, True, True
         self._worst: tuple[float, dict[str, Any]] | None = None
         self.examples: list[str | int] = []
 
@@ -245,8 +247,25 @@ class _Compared:
             del self.examples[_EXAMPLES:]
             alike = np.setdiff1d(np.arange(len(ours)), other)
             ours, theirs = ours.take(alike), theirs.take(alike)
-        if len(ours.soft):
-            self._compare(ours, theirs.soft)
+        if isinstance(ours.labels, SoftLabels) and isinstance(theirs.labels, SoftLabels):
+            if len(ours.labels):
+                self._compare(ours, theirs.labels)
+        else:
+            self._compare_others(ours.labels, theirs.labels)
+
+    def _compare_others(self, ours: Labels, theirs: Labels) -> None:
+        """Of independent classes and vectors, what is the same to the bit."""
+        self._kl_known, self._guesses = False, False
+        self._positions += len(ours)
+        fields = ours.tensors()
+        if type(ours) is not type(theirs) or fields.keys() != theirs.tensors().keys():
+            return
+        same = torch.ones(len(ours), dtype=torch.bool)
+        for name, tensor in theirs.tensors().items():
+            if fields[name].shape != tensor.shape:
+                return
+            same &= (fields[name] == tensor).reshape(len(ours), -1).all(-1)
+        self._same += int(same.sum())
 
     def _compare(self, records: Records, theirs: SoftLabels) -> None:
         ours = records.soft
@@ -272,7 +291,7 @@ class _Compared:
             mean_kl=self._kl_sum / count if known else None,
             max_kl=self._worst[0] if known and self._worst else None,
             worst=self._worst[1] if known and self._worst else None,
-            first_guess=self._agreed / count if self._positions else None,
+            first_guess=self._agreed / count if self._positions and self._guesses else None,
         )
 
 

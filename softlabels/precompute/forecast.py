@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from softlabels.errors import InputError
+from softlabels.errors import InputError, KindError
 from softlabels.inputs.sources import chunks
 from softlabels.labelset import probes
 from softlabels.precompute.advice import OFFERED, Choice, Estimate, advice
@@ -26,6 +26,7 @@ from softlabels.precompute.unit import Unit
 from softlabels.progress import Tracker, shown
 from softlabels.selection import TopK
 from softlabels.teachers import LabelTeacher
+from softlabels.teachers.traits import kind_of
 
 DEFAULT_SAMPLE_ROWS = 256
 _NORMAL_95 = 1.96
@@ -101,6 +102,12 @@ def plan(
         raise InputError(
             "plan needs data of known length with random access, at least one row, and this is a "
             "stream or empty; pass a Dataset or files, or a part of the stream as a list"
+        )
+    if kind_of(job.teacher) != "categorical":
+        raise KindError(
+            "plan compares what k and codecs keep of distributions over classes, and the "
+            f"teacher's answers are {kind_of(job.teacher)}; label a part of the data (limit=) to "
+            "see its bytes"
         )
     if job.codec_name not in codecs_for(job):
         raise InputError(

@@ -194,3 +194,31 @@ def test_columns_are_there_for_whoever_reads_plain_parquet(tmp_path: Path) -> No
     assert str(table.schema.field("vectors").type).startswith("list<element: halffloat")
     first = np.asarray(table["vectors"][0].as_py(), np.float32).reshape(-1, CLASSES)
     np.testing.assert_allclose(first, exact("embedding", rows()[0]["frames"]), atol=2e-3)
+
+
+def test_two_sets_of_a_kind_are_compared_to_the_bit(tmp_path: Path) -> None:
+    from softlabels.looking.difference import difference
+
+    one, same = label(tmp_path / "a", "embedding"), label(tmp_path / "b", "embedding")
+    found = difference(one, same)
+    assert not found.any
+    assert (found.values.first_guess, found.values.mean_kl) == (None, None)
+    other = difference(one, label(tmp_path / "c", "embedding", codec="int8"))
+    assert other.any
+    assert other.values.same < other.values.positions == one.totals.positions
+    with pytest.raises(KindError, match="plan compares what k and codecs keep"):
+        sl.plan(rows(), teacher("binary"), column="frames", key="id")
+
+
+@pytest.mark.parametrize("kind", ["binary", "embedding"])
+def test_a_batch_of_a_kind_comes_back_from_its_tensors(kind: str, tmp_path: Path) -> None:
+    from softlabels.integrations import from_tensors, to_tensors
+
+    labels = label(tmp_path / "a", kind)
+    batch = next(iter(sl.loader(labels, rows(), batch_size=4)))
+    y, back = batch["soft_labels"], from_tensors(to_tensors(batch))["soft_labels"]
+    assert type(back) is type(y)
+    for name, tensor in y.tensors().items():
+        assert torch.equal(tensor, getattr(back, name))
+    leaves = torch.utils._pytree.tree_leaves(y)
+    assert len(leaves) == len(y.tensors())

@@ -131,9 +131,14 @@ def test_unknown_fields_are_ignored() -> None:
     assert plans.parse(json.dumps(data).encode(), where="plan.json") == plan()
 
 
-@pytest.mark.parametrize("version", ["1.1", "2.0", None, 1.0, ["1.0"], "1.0 ", "1.0-drafts"])
+OTHERS = ["1.1", "2.0", None, 1.0, ["1.0"], "1.0 ", "1.0-drafts"]
+
+
+@pytest.mark.parametrize("version", OTHERS)
 def test_an_unknown_format_is_refused_and_named(version: Any) -> None:
-    with pytest.raises(UnsupportedFormatError, match=r"plan\.json: format .*reads 1\.0 and 1\.0-draft"):
+    with pytest.raises(
+        UnsupportedFormatError, match=r"plan\.json: format .*reads 1\.0 and 1\.0-draft"
+    ):
         changed("format", version)
 
 
