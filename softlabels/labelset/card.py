@@ -9,6 +9,7 @@ from softlabels.labelset.manifest import Totals
 from softlabels.labelset.plan import Plan
 
 # ASCII punctuation but for what stands in every model's name and means nothing within a line.
+_SHOWN_CLASSES = 8
 _MARKS = frozenset(string.punctuation) - set("-/.,()")
 
 
@@ -33,8 +34,7 @@ tags:
 ```python
 import softlabels as sl
 
-for batch in sl.loader(sl.LabelSet.open("."), batch_size=8, seed=0):
-    batch["input_ids"], batch["soft_labels"]
+{loop(plan, 'sl.LabelSet.open(".")')}
 ```
 
 Without this library: `datasets.load_dataset(".")`.
@@ -47,32 +47,87 @@ def facts(plan: Plan, totals: Totals) -> str:
     kept = plan.selection.words(teacher.classes)
     position = totals.bytes / max(1, totals.positions)
     dtype = teacher.dtype or "unknown dtype"
+    what = "arrays" if plan.preparation.kind == "array" else "token ids"
     inputs = "stored" if plan.store_inputs else "not stored: join them from the data"
     return f"""| | |
 |--|--|
 | teacher | {inert(teacher.name)}, {inert(dtype)}, {inert(teacher.engine)} |
 | weights | {inert(teacher.weights or "none")} |
 | data | {inert(plan.data.name)}, column {inert(", ".join(plan.data.columns))} |
-| kept | {kept} at every position, log tail mass at T = {_numbers(plan.temperatures)} |
+| kept | {kept} at every position{_rest(plan)} |
 | records | {totals.records:,} of {totals.source_rows:,} samples, {totals.rejects:,} rejected |
 | positions | {totals.positions:,} |
 | size | {totals.bytes:,} bytes, {position:.1f} a position |
-| token ids | {inputs} |"""
+| {what} | {inputs} |{_named(plan)}"""
 
 
 def meaning(plan: Plan) -> str:
     """What the columns of labels hold, in a few sentences."""
     columns = _COLUMNS.get(str(plan.codec["name"]), "")
+    said = {
+        "categorical": "distribution",
+        "binary": "probabilities, each class by itself,",
+        "embedding": "vector",
+    }[plan.kind]
+    if plan.single:
+        return f"A record has one entry, the teacher's {said} of a sample. {columns}"
     of = "token t + 1" if plan.hard_label_alignment == "next" else "the classes of token t"
-    return f"Entry t of a record is the teacher's distribution at position t, over {of}. {columns}"
+    if plan.kind == "embedding" or plan.preparation.kind == "array":
+        of = ""
+    over = f", over {of}" if of else ""
+    return f"Entry t of a record is the teacher's {said} at position t{over}. {columns}"
+
+
+def loop(plan: Plan, labels: str) -> str:
+    """Two lines of Python that go through a set.
+
+    Args:
+        labels: what stands for it, opened.
+    """
+    given = labels if plan.store_inputs else f"{labels}, data"
+    given += ", views=views" if plan.views is not None else ""
+    field = "inputs" if plan.preparation.kind == "array" else "input_ids"
+    return f"""for batch in sl.loader({given}, batch_size=8, seed=0):
+    batch["{field}"], batch["soft_labels"]"""
+
+
+def _rest(plan: Plan) -> str:
+    """What is known of the classes not kept."""
+    if plan.kind == "embedding":
+        return ""
+    if plan.kind == "binary":
+        whole = plan.selection.k >= plan.teacher.classes
+        return "" if whole else f", a floor of the others at T = {_numbers(plan.temperatures)}"
+    return f", log tail mass at T = {_numbers(plan.temperatures)}"
+
+
+def _named(plan: Plan) -> str:
+    """Lines of what most sets do not have."""
+    lines = []
+    if plan.views is not None:
+        count, name = plan.views.count, inert(plan.views.name)
+        lines.append(f"| views | {count} of each sample, by {name} {inert(plan.views.version)} |")
+    if plan.class_names is not None:
+        some = ", ".join(map(inert, plan.class_names[:_SHOWN_CLASSES]))
+        more = len(plan.class_names) - _SHOWN_CLASSES
+        lines.append(f"| classes | {some}{f' and {more:,} more' if more > 0 else ''} |")
+    return "".join(f"\n{line}" for line in lines)
 
 
 _COLUMNS = {
     "plain": """`ids` and
 `log_probs` are flat: k entries a position, one after another. Log-probs are natural logarithms
 under the full softmax.""",
+    "binary_plain": """`ids` and
+`log_odds` are flat: k entries a position, one after another; `floors` are log-odds too, of the mean
+probability of all other classes.""",
+    **dict.fromkeys(("float16", "float32"), """`vectors` are flat: one after another."""),
+    "int8": """`vectors` are flat,
+whole numbers: times `scales`, one a position, they are the vector.""",
+    "product": """`codes` stand
+for parts of a vector; the book is in plan.json, the format docs/FORMAT.md of softlabels.""",
     **dict.fromkeys(
-        ("compact", "lossless", "sampled"),
+        ("compact", "lossless", "sampled", "binary"),
         """The labels
 of a record are one compressed value, `packed`; the format is docs/FORMAT.md of softlabels.""",
     ),

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from softlabels.labelset.card import facts, inert, meaning
+from softlabels.labelset.card import facts, inert, loop, meaning
 from softlabels.labelset.manifest import Totals
 from softlabels.labelset.plan import Plan
 from softlabels.looking.charts import Chart
@@ -131,7 +131,6 @@ def _licences(licences: Licences) -> list[str]:
 
 
 def _loading(repository: str, plan: Plan) -> str:
-    inputs = "" if plan.store_inputs else ", data"
     return f"""## Loading
 
 With softlabels, which fetches what is read and no more:
@@ -140,8 +139,7 @@ With softlabels, which fetches what is read and no more:
 import softlabels as sl
 
 labels = sl.LabelSet.open("hf://datasets/{repository}")
-for batch in sl.loader(labels{inputs}, batch_size=8, seed=0):
-    batch["input_ids"], batch["soft_labels"]
+{loop(plan, "labels")}
 ```
 
 Without it, as it is stored, and a few hundred positions in plain columns:

@@ -182,7 +182,7 @@ def change_totals(root: Path) -> None:
 
 
 def change_format(root: Path) -> None:
-    edit_manifest(root, "1.0-draft", "1.0-drafT")
+    edit_manifest(root, '"format": "1.0"', '"format": "1.O"')
 
 
 def change_plan_digest(root: Path) -> None:

@@ -222,3 +222,16 @@ def test_a_batch_of_a_kind_comes_back_from_its_tensors(kind: str, tmp_path: Path
         assert torch.equal(tensor, getattr(back, name))
     leaves = torch.utils._pytree.tree_leaves(y)
     assert len(leaves) == len(y.tensors())
+
+
+def test_the_card_says_how_a_set_of_each_kind_is_read(tmp_path: Path) -> None:
+    odds = label(tmp_path / "a", "binary", selection=sl.TopK(5))
+    card = (tmp_path / "a" / "README.md").read_text()
+    assert "the 5 likeliest of 20 independent classes at every position, a floor" in card
+    assert 'sl.loader(sl.LabelSet.open("."), data, batch_size=8, seed=0)' in card
+    assert 'batch["inputs"], batch["soft_labels"]' in card
+    assert odds.totals.bytes
+    label(tmp_path / "b", "embedding", codec="int8")
+    card = (tmp_path / "b" / "README.md").read_text()
+    assert "vectors of 20 numbers at every position |" in card
+    assert "`scales`" in card
