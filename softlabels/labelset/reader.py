@@ -33,7 +33,14 @@ from softlabels.labelset.partial import locate_so_far
 from softlabels.labelset.plan import Plan
 from softlabels.labelset.probes import Probes
 from softlabels.labelset.receipts import Receipts
-from softlabels.labelset.records import IDENTITY, Records, from_table, schema
+from softlabels.labelset.records import (
+    IDENTITY,
+    LABELLED,
+    Records,
+    from_table,
+    labels_of,
+    schema,
+)
 from softlabels.labelset.shard import Shard
 from softlabels.labelset.store import Store, in_flight, locate
 
@@ -199,7 +206,23 @@ class LabelSet:
         places = self._places(index)
         if places.ndim:
             return self._records(places.ravel())
-        return self.take([int(places)]).record_labels(0)
+        return self._one(int(places))
+
+    def _one(self, number: int) -> Labels:
+        """A record's labels; of a row group not read yet, their columns alone are."""
+        group = int(self._groups_of(np.asarray([number]))[0])
+        row = number - int(self.row_groups.bounds[group])
+        with self._lock:
+            held = self._cache.get(group)
+        if held is None:
+            names = [*LABELLED, *(field.name for field in self.codec.fields)]
+            for arriving in self._bring([group], names).values():
+                arriving.result()
+            held = self._encoded(group, names)
+        try:
+            return labels_of(pa.Table.from_batches([held.slice(row, 1)]), self.codec)
+        except CorruptShardError:
+            return self.take([number]).record_labels(0)  # which says where
 
     def _places(self, numbers: Any) -> NDArray[np.int64]:
         """Record numbers, counted from the start."""
@@ -327,21 +350,27 @@ class LabelSet:
                 arriving.pop(group).result()
             yield group, self._encoded(group).slice(first, length)
 
-    def _encoded(self, group: int) -> pa.RecordBatch:
-        """A row group, checked, still encoded, and kept for a while."""
+    def _encoded(self, group: int, names: Sequence[str] | None = None) -> pa.RecordBatch:
+        """A row group, checked, still encoded, and kept for a while.
+
+        Args:
+            names: only these columns; all of the format's by default.
+        """
+        kept = group if names is None else ~group
         with self._lock:
-            if group in self._cache:
-                self._cache.move_to_end(group)
-                return self._cache[group]
+            if kept in self._cache:
+                self._cache.move_to_end(kept)
+                return self._cache[kept]
         place = self.row_groups[group]
         # Not under the lock: to open a shard may take a request.
         shard = self._shard(place.shard)
         with self._lock:
-            if group in self._cache:
-                return self._cache[group]
+            if kept in self._cache:
+                return self._cache[kept]
             # Of a table every slice takes a call for each of its columns.
-            (batch,) = shard.table(place.group, self.codec).combine_chunks().to_batches()
-            self._cache[group] = batch
+            table = shard.table(place.group, self.codec, names)
+            (batch,) = table.combine_chunks().to_batches()
+            self._cache[kept] = batch
             self._cached_bytes += batch.nbytes
             while self._cached_bytes > _CACHE_BYTES and len(self._cache) > 1:
                 _, dropped = self._cache.popitem(last=False)

@@ -304,6 +304,10 @@ IDENTITY = (
 )
 
 
+# What the labels of records are read from, beside the codec's columns.
+LABELLED = ("length", "positions", "label_spans")
+
+
 def from_table(table: pa.Table, codec: Codec, device: torch.device = CPU) -> Records:
     """Rows of a shard as records, their labels on `device`.
 
@@ -311,26 +315,51 @@ def from_table(table: pa.Table, codec: Codec, device: torch.device = CPU) -> Rec
         CorruptShardError: columns contradict each other.
     """
     labels, label_offsets = codec.decode(table, device)
-    lengths = table.column("length").to_numpy().astype(np.int64)
-    if (lengths < 0).any() or (lengths > _MOST_TOKENS).any():
-        raise CorruptShardError(f"a length is negative, or above {_MOST_TOKENS}")
+    lengths = _lengths(table)
     offsets = _ends(lengths)
     # Lengths are held to what is there before a mask of so many tokens is made.
     token_ids, next_ids = _tokens(table, offsets)
-    _check_whole(table, lengths, np.diff(label_offsets))
-    wanted = _wanted(table, offsets)
-    found = offsets if wanted.all() else _ends(_counts(wanted, offsets))
-    if not np.array_equal(found, label_offsets):
-        raise CorruptShardError("label_spans do not cover as many tokens as there are positions")
     return Records(
         identity=table.select(identity_columns(table.schema)),
         token_offsets=offsets,
         token_ids=token_ids,
         next_ids=next_ids,
-        wanted=wanted,
+        wanted=_where(table, lengths, label_offsets),
         labels=labels,
         label_offsets=label_offsets,
     )
+
+
+def labels_of(table: pa.Table, codec: Codec) -> Labels:
+    """The labels of one row of a shard, batch shape (T,), masked where unlabelled.
+
+    Args:
+        table: the codec's columns and those of `LABELLED`.
+
+    Raises:
+        CorruptShardError: columns contradict each other.
+    """
+    labels, label_offsets = codec.decode(table)
+    wanted = _where(table, _lengths(table), label_offsets)
+    return scatter(labels, torch.from_numpy(wanted))
+
+
+def _lengths(table: pa.Table) -> Int64s:
+    lengths: Int64s = table.column("length").to_numpy().astype(np.int64)
+    if (lengths < 0).any() or (lengths > _MOST_TOKENS).any():
+        raise CorruptShardError(f"a length is negative, or above {_MOST_TOKENS}")
+    return lengths
+
+
+def _where(table: pa.Table, lengths: Int64s, label_offsets: Int64s) -> NDArray[np.bool_]:
+    """Which tokens' positions are labelled, held to how many labels there are."""
+    offsets = _ends(lengths)
+    _check_whole(table, lengths, np.diff(label_offsets))
+    wanted = _wanted(table, offsets)
+    found = offsets if wanted.all() else _ends(_counts(wanted, offsets))
+    if not np.array_equal(found, label_offsets):
+        raise CorruptShardError("label_spans do not cover as many tokens as there are positions")
+    return wanted
 
 
 def identity_columns(found: pa.Schema) -> list[str]:

@@ -274,14 +274,17 @@ class Shard:
         except (pa.ArrowException, OSError, KeyError) as error:
             raise self._corrupt(f"its keys: {error}") from error
 
-    def table(self, row_group: int, codec: Codec) -> pa.Table:
+    def table(self, row_group: int, codec: Codec, names: Sequence[str] | None = None) -> pa.Table:
         """A row group, still encoded, with the format's columns in their types.
+
+        Args:
+            names: only these of them.
 
         Raises:
             CorruptShardError: its bytes are not the ones that were written, or are no records.
         """
-        names = self.columns(codec, row_group)
-        return self.read(row_group, names, threads=not codec.packed_columns)
+        whole = self.columns(codec, row_group)
+        return self.read(row_group, names or whole, threads=not codec.packed_columns)
 
     def columns(self, codec: Codec, row_group: int) -> list[str]:
         """The format's columns.
