@@ -17,6 +17,7 @@ from softlabels import selection as selections
 from softlabels.codecs import Plain, Preset
 from softlabels.errors import InputError, quoted
 from softlabels.inputs import tokenizer as tokenizers
+from softlabels.inputs.arrays import array_of, values_of
 from softlabels.inputs.preparation import OnLong, Preparation
 from softlabels.inputs.samples import Partners
 from softlabels.inputs.sources import Source, open_source
@@ -33,6 +34,8 @@ DEFAULT_TEMPERATURES = (1.0, 2.0, 4.0)
 DEFAULT_UNIT_ROWS = 256
 # An id, a log-prob and a logit; of a unit, at most.
 _ENTRY_BYTES, _UNIT_BYTES = 16, 2 << 30
+# Arrays as they are and as float32, for the unit at hand; another unit is read ahead.
+_NUMBER_BYTES, _ARRAYS_BYTES = 8, 1 << 30
 _NO_PACKING = (
     "packing needs a teacher that can keep the records of a row apart, and this one cannot; leave "
     "out packing"
@@ -252,6 +255,8 @@ def settle(
         raise InputError(_NO_PACKING)
     length = 1 if preparation.positions == "first" else max_length
     rows = min(DEFAULT_UNIT_ROWS, rows_in_memory(selection, length))
+    if arrays and unit_rows is None and earlier is None:
+        rows = min(rows, _arrays_in_memory(source, views))
     return Job(
         source=source,
         teacher=known,
@@ -328,6 +333,19 @@ def _check_selection(selection: Selection, teacher: Teacher, temperatures: Seque
 def rows_in_memory(selection: Selection, max_length: int) -> int:
     """Source rows whose labels may be held at a time, where the user does not say how many."""
     return max(1, _UNIT_BYTES // (_ENTRY_BYTES * selection.k * max_length))
+
+
+def _arrays_in_memory(source: Source, views: Views | None) -> int:
+    """Source rows whose arrays, in all views, may be held at a time, as large as the first one."""
+    if source.read is None:
+        return DEFAULT_UNIT_ROWS
+    (value, *_) = values_of(source.unit(0, 1).column(source.identity.columns[0]))
+    try:
+        size = array_of(value).size
+    except InputError:  # what is wrong with it is told when it is labelled
+        return DEFAULT_UNIT_ROWS
+    held = _NUMBER_BYTES * size * (1 if views is None else views.count)
+    return max(1, _ARRAYS_BYTES // held)
 
 
 def _special_tokens(

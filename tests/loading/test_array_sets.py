@@ -415,3 +415,16 @@ def test_classes_come_with_the_students_own_numbers(tmp_path: Path) -> None:
             sl.loader(labels, rows, class_names=wrong)
     with pytest.raises(InputError, match="does not name its classes"):
         sl.loader(label(tmp_path / "d", rows), rows, class_names=mine)
+
+
+def test_units_of_large_arrays_have_fewer_rows(tmp_path: Path) -> None:
+    large = [{"id": i, "image": np.zeros((600, 600), np.float32)} for i in range(3)]
+    by = sl.teachers.from_callable(
+        lambda arrays: arrays[:, 0, :CLASSES], name="corner", version="1", classes=CLASSES,
+        takes="arrays",
+    )  # fmt: skip
+    labels = label(tmp_path / "a", large, by, unit_rows=None)
+    assert labels.plan.unit_rows == 256
+    views = sl.Views(shifted, draw, count=4)
+    seen = label(tmp_path / "b", large, by, unit_rows=None, views=views)
+    assert seen.plan.unit_rows == (1 << 30) // (8 * 600 * 600 * 4) == 93
