@@ -214,6 +214,8 @@ def resolve(name: str, needs: Needs, *, pilot: Callable[[], Any]) -> Codec:
         InputError: there is no such codec, or it cannot write what is needed.
     """
     needs.check(name)
+    if name not in _CODECS:
+        raise InputError(f"there is no codec {quoted(name)}; choose from {names(needs.kind)}")
     match name:
         case "plain":
             return Plain(needs.classes, needs.temperatures)
@@ -224,7 +226,7 @@ def resolve(name: str, needs: Needs, *, pilot: Callable[[], Any]) -> Codec:
         case "int8":
             return Int8(needs.classes)
         case "product":
-            return Product.learn(pilot().vectors.numpy())
+            return Product.learn(pilot().vectors.float().numpy())
         case "binary":
             return _binary(needs, pilot())
     labels = pilot()
@@ -234,7 +236,7 @@ def resolve(name: str, needs: Needs, *, pilot: Callable[[], Any]) -> Codec:
         codec = Sampled(needs.classes, needs.k, (), table, needs.logits_known, draws=needs.draws)
     elif name == "lossless":
         codec = Lossless(needs.classes, needs.k, needs.temperatures, table, dtype=_dtype(labels))
-    elif name == "compact":
+    else:
         codec = Compact(
             needs.classes,
             needs.k,
@@ -243,8 +245,6 @@ def resolve(name: str, needs: Needs, *, pilot: Callable[[], Any]) -> Codec:
             needs.logits_known,
             scale=scale_of(needs.k),
         )
-    else:
-        raise InputError(f"there is no codec {quoted(name)}; choose from {names()}")
     return codec.trained(labels) if len(labels) else codec
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from softlabels.codecs.lists import check_ids, id_type, rows_of, to_lists
 from softlabels.codecs.unpack import CPU
-from softlabels.errors import CorruptShardError
+from softlabels.errors import CorruptShardError, InputError
 from softlabels.labels import BinaryLabels
 
 
@@ -53,6 +53,11 @@ class BinaryPlain:
         check_ids(ids, self.classes)
         floors = pa.nulls(len(offsets) - 1, pa.list_(pa.float32()))
         if labels.floors is not None:
+            if labels.temperatures != self.temperatures:
+                raise InputError(
+                    f"labels hold floors at {labels.temperatures}, the codec writes "
+                    f"{self.temperatures}"
+                )
             floors = to_lists(labels.floors.numpy(), offsets, pa.float32())
         return {
             "ids": to_lists(ids, offsets, id_type(self.classes)),

@@ -17,6 +17,9 @@ from softlabels.codecs.vectors import checked
 from softlabels.labels import Embeddings
 
 _MOST = 127
+# Beyond either, a number divided by its scale, or a code times it, is infinite.
+_LEAST_SCALE = np.finfo(np.float32).tiny
+_LARGEST_SCALE = np.nextafter(np.finfo(np.float32).max / np.float32(_MOST), np.float32(0))
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Int8:
     """Two flat list columns: `vectors`, int8, and `scales`, float32, one a position.
 
     A number is its code times the scale of its vector. Error bound: half of that scale, which is
-    the vector's largest number / 127.
+    the vector's largest number / 127, but at least 1.2e-38.
 
     Attributes:
         width: D.
@@ -35,6 +38,10 @@ class Int8:
     packed_columns: ClassVar[list[str]] = []
     logits_dtype: ClassVar[torch.dtype | None] = None
     kind: ClassVar[str] = "embedding"
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise ValueError(f"width {self.width}")
 
     @property
     def fields(self) -> list[pa.Field]:
@@ -50,8 +57,7 @@ class Int8:
     def encode(self, labels: Embeddings, offsets: NDArray[np.int64]) -> dict[str, pa.Array]:
         vectors = checked(labels, self.width)
         scales = np.abs(vectors).max(-1) / np.float32(_MOST)
-        # The least number that float32 divides by without overflow; such vectors are all but 0.
-        scales = np.maximum(scales, np.finfo(np.float32).tiny)
+        scales = scales.clip(_LEAST_SCALE, _LARGEST_SCALE)
         codes = np.rint(vectors / scales[:, None])
         return {
             "vectors": to_lists(codes, offsets, pa.int8()),

@@ -29,6 +29,8 @@ _PART = 8
 _ROUNDS = 25
 # Plans are read whole: a book of 4,096 numbers a vector takes 4 MiB.
 _MOST_NUMBERS = 1 << 22
+# Products of two larger ones, summed over the numbers of a vector, may be too large for float32.
+_LARGEST = 1e16
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,13 @@ class Product:
     error: float
     ordered: ClassVar[bool] = False
     packed_columns: ClassVar[list[str]] = []
-    split_columns: ClassVar[list[str]] = []
+    # Parquet has no bytes, only int32: with its upper planes apart a quarter less is stored.
+    split_columns: ClassVar[list[str]] = ["codes.list.element"]
     logits_dtype: ClassVar[torch.dtype | None] = None
     kind: ClassVar[str] = "embedding"
 
     def __post_init__(self) -> None:
-        if self.parts < 1 or self.width % self.parts:
+        if self.width < 1 or self.parts < 1 or self.width % self.parts:
             raise ValueError(f"{self.parts} parts of {self.width} numbers")
         if len(self.book) != 4 * ENTRIES * self.width:
             raise ValueError(f"the book has {len(self.book)} bytes, not {4 * ENTRIES * self.width}")
@@ -81,7 +84,7 @@ class Product:
             parts: by default one for every eight numbers, or the next divisor of D below.
 
         Raises:
-            InputError: they are too few, or too wide.
+            InputError: they are too few, too wide or too large, or `parts` does not divide D.
         """
         count, width = vectors.shape
         if count < ENTRIES or ENTRIES * width > _MOST_NUMBERS:
@@ -91,14 +94,19 @@ class Product:
                 "more data, with random access, or choose float16 or int8"
             )
         chosen = parts or next(n for n in range(max(1, width // _PART), 0, -1) if width % n == 0)
-        pieces = vectors.reshape(count, chosen, -1)
+        if chosen < 1 or width % chosen:
+            raise InputError(f"{width} numbers do not make {chosen} equal parts; choose a divisor")
+        _check_size(vectors)
+        pieces = vectors.astype(np.float32, copy=False).reshape(count, chosen, -1)
         book = np.stack([_centroids(pieces[:, part]) for part in range(chosen)])
         found = [book[part][_nearest(pieces[:, part], book[part])] for part in range(chosen)]
         error = float(np.square(np.stack(found, 1) - pieces).mean(dtype=np.float64))
         return cls(width, chosen, book.astype("<f4").tobytes(), error)
 
     def encode(self, labels: Embeddings, offsets: NDArray[np.int64]) -> dict[str, pa.Array]:
-        pieces = checked(labels, self.width).reshape(len(labels), self.parts, -1)
+        vectors = checked(labels, self.width)
+        _check_size(vectors)
+        pieces = vectors.reshape(len(labels), self.parts, self.width // self.parts)
         codes = np.empty((len(labels), self.parts), np.uint8)
         for part, centroids in enumerate(self.centroids):
             codes[:, part] = _nearest(pieces[:, part], centroids)
@@ -136,6 +144,17 @@ class Product:
         except zstandard.ZstdError as error:
             raise ValueError(f"the book cannot be decompressed: {error}") from None
         return cls(width, int(data["parts"]), book, float(data["error"]))
+
+
+def _check_size(vectors: Floats) -> None:
+    """Refuse what has no nearest centroid in float32; raises `InputError`."""
+    largest = float(np.abs(vectors).max(initial=0))
+    # Written so that a NaN is refused as well.
+    if not largest <= _LARGEST:
+        raise InputError(
+            f"a number of a vector is {largest:g}, and product codes are made for numbers up to "
+            f"{_LARGEST:g}; choose the codec float32 or int8"
+        )
 
 
 def _centroids(pieces: Floats) -> Floats:

@@ -294,7 +294,7 @@ def test_show_begins_where_labels_begin(softlabels: Any, teacher_dir: Path, tmp_
     assert done.code == 2
     assert f"the record has {len(mask)} positions" in done.err
     done = softlabels("show", tmp_path / "set", "7", "--part", 0)
-    assert f"its labelled parts are {first}" in done.err
+    assert f"it has parts {first}" in done.err
 
 
 def test_verify_of_nothing_says_that_there_is_nothing(softlabels: Any, tmp_path: Path) -> None:

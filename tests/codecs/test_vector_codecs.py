@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,7 +17,7 @@ from hypothesis.extra import numpy as arrays
 
 from softlabels import codecs
 from softlabels.codecs import Int8, Needs, Product, Vectors
-from softlabels.errors import CorruptShardError, InputError
+from softlabels.errors import CorruptShardError, InputError, UnsupportedFormatError
 from softlabels.labels import Embeddings
 
 NUMBERS = st.floats(-6e4, 6e4, width=32)
@@ -52,6 +54,19 @@ def test_int8_is_within_half_a_scale(vectors: np.ndarray) -> None:
     assert bool((np.abs(found - vectors) <= scale * (0.5 + 1e-5) + 2e-38).all())
 
 
+@settings(deadline=None)
+@given(
+    arrays.arrays(
+        np.float32, (3, 4), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)
+    )
+)
+def test_int8_holds_whatever_float32_holds(vectors: np.ndarray) -> None:
+    vectors[0, 0] = np.finfo(np.float32).max
+    found = stored(Int8(4), vectors).astype(np.float64)
+    scale = np.maximum(np.abs(vectors.astype(np.float64)).max(-1, keepdims=True) / 127, 1.2e-38)
+    assert bool((np.abs(found - vectors) <= scale * (0.5 + 1e-5)).all())
+
+
 def learnt(width: int = 16, count: int = 600) -> tuple[np.ndarray, Product]:
     rng = np.random.default_rng(0)
     middles = rng.normal(size=(40, width))
@@ -79,6 +94,46 @@ def test_a_book_is_learnt_the_same_every_time_and_of_fewer_parts_where_it_must()
     assert Product.learn(vectors) == codec
     assert Product.learn(np.ascontiguousarray(vectors[:, :7])).parts == 1
     assert Product.learn(np.ascontiguousarray(vectors[:, :12]), 4).parts == 4
+    with pytest.raises(InputError, match="16 numbers do not make 5 equal parts"):
+        Product.learn(vectors, 5)
+
+
+def test_records_without_positions_are_written_by_every_codec() -> None:
+    _, codec = learnt()
+    for each in (codec, Int8(16), Vectors(16), Vectors(16, "float32")):
+        assert stored(each, np.zeros((0, 16), np.float32), [0, 0]).shape == (0, 16)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e17])
+def test_no_book_is_learnt_of_vectors_without_a_nearest_centroid(bad: float) -> None:
+    vectors, codec = learnt()
+    vectors[5, 2] = bad
+    with pytest.raises(InputError, match=r"made for numbers up to 1e\+16; choose"):
+        Product.learn(vectors)
+    with pytest.raises(InputError, match=r"made for numbers up to|infinite, or NaN"):
+        stored(codec, vectors)
+
+
+def test_a_product_code_takes_a_byte_in_a_file() -> None:
+    vectors, codec = learnt()
+    columns = codec.encode(Embeddings(torch.from_numpy(vectors)), np.asarray([0, len(vectors)]))
+    file = io.BytesIO()
+    pq.write_table(
+        pa.table(columns),
+        file,
+        compression="zstd",
+        use_dictionary=False,
+        use_byte_stream_split=codec.split_columns or False,
+    )
+    column = pq.ParquetFile(file).metadata.row_group(0).column(0)
+    assert column.total_compressed_size < 1.1 * codec.parts * len(vectors)
+
+
+def test_a_book_is_learnt_of_half_precision_too() -> None:
+    vectors, _ = learnt()
+    half = Embeddings(torch.from_numpy(vectors).bfloat16())
+    codec = codecs.resolve("product", Needs(16, 16, (), kind="embedding"), pilot=lambda: half)
+    assert codec == Product.learn(half.vectors.float().numpy())
 
 
 def test_a_codec_of_vectors_comes_back_from_its_json() -> None:
@@ -110,6 +165,9 @@ def test_a_damaged_book_or_list_is_found() -> None:
     for damage in ({"book": told["book"][:-8]}, {"width": 8}, {"parts": 3}, {"book": "AAAA"}):
         with pytest.raises(Exception, match="product cannot be read"):
             codecs.from_json(told | damage)
+    for name in ("int8", "product"):
+        with pytest.raises(UnsupportedFormatError, match=f"{name} cannot be read"):
+            codecs.from_json(told | {"name": name, "width": 0, "book": ""})
     table = pa.table(
         {
             "positions": pa.array([2], pa.int32()),

@@ -36,7 +36,8 @@ def everything(root: Path) -> list[Any]:
     labels = sl.LabelSet.open(root)
     found: list[Any] = [labels.identities.to_pylist()]
     found += [bits_of(labels[i]) for i in range(len(labels))]
-    for batch in sl.loader(labels, batch_size=3):
+    # Without threads: one would still read when the file is written again, and end the process.
+    for batch in sl.loader(labels, batch_size=3, threads=0):
         found.append((batch["key"], batch["part"].tolist(), batch["next_ids"].tolist()))
         found.append(batch["input_ids"].numpy().tobytes())
         found.append(bits_of(batch["soft_labels"]))

@@ -187,9 +187,9 @@ def test_only_the_row_groups_of_the_records_are_read_and_each_once(
     read: list[tuple[str, int]] = []
     table = Shard.table
 
-    def spy(self: Shard, row_group: int, codec: Any) -> pa.Table:
+    def spy(self: Shard, row_group: int, codec: Any, names: Any) -> pa.Table:
         read.append((self.name, row_group))
-        return table(self, row_group, codec)
+        return table(self, row_group, codec, names)
 
     monkeypatch.setattr(Shard, "table", spy)
     places = labels.row_groups
@@ -268,8 +268,8 @@ def test_a_record_that_cannot_be_decoded_names_its_shard_and_row_group_among_sev
     assert place.shard == 1
     table = Shard.table
 
-    def spoiled(self: Shard, row_group: int, codec: Any) -> pa.Table:
-        whole = table(self, row_group, codec)
+    def spoiled(self: Shard, row_group: int, codec: Any, names: Any) -> pa.Table:
+        whole = table(self, row_group, codec, names)
         is_bad = (self.name, row_group) == (bad, place.group)
         return damaged(whole, made.codec, 0) if is_bad else whole
 

@@ -167,9 +167,9 @@ def test_a_shuffled_epoch_reads_each_row_group_once_whatever_fits_in_memory(
     was_read: list[tuple[str, int]] = []
     read = Shard.table
 
-    def spy(shard: Shard, row_group: int, codec: Any) -> Any:
+    def spy(shard: Shard, row_group: int, codec: Any, names: Any) -> Any:
         was_read.append((shard.name, row_group))
-        return read(shard, row_group, codec)
+        return read(shard, row_group, codec, names)
 
     monkeypatch.setattr(Shard, "table", spy)
     labels = sl.LabelSet.open(labels.root)
