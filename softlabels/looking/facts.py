@@ -27,9 +27,14 @@ def facts(labels: LabelSet) -> dict[str, str]:
         "kind": plan.kind,
         "classes": _classes(plan),
         "kept": plan.selection.words(teacher.classes),
-        "tail mass at": ", ".join(f"T = {t:g}" for t in plan.temperatures) or "none",
+        "floors at" if plan.kind == "binary" else "tail mass at": ", ".join(
+            f"T = {t:g}" for t in plan.temperatures
+        )
+        or "none",
         "codec": str(plan.codec["name"]),
-        "token ids": "stored" if plan.store_inputs else "not stored",
+        "arrays" if preparation.kind == "array" else "token ids": "stored"
+        if plan.store_inputs
+        else "not stored",
         "samples": f"{totals.source_rows:,}, {totals.rejects:,} rejected, "
         f"{totals.truncated:,} truncated",
         "records": f"{totals.records:,} in {totals.shards:,} shards",
