@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from softlabels.codecs.binary import Binary
 from softlabels.codecs.binary_plain import BinaryPlain
 from softlabels.codecs.compact import Compact, scale_of
+from softlabels.codecs.held import Held
 from softlabels.codecs.idtable import IdTable
 from softlabels.codecs.int8 import Int8
 from softlabels.codecs.lossless import DTYPES, Lossless
@@ -34,6 +35,7 @@ __all__ = [
     "BinaryPlain",
     "Codec",
     "Compact",
+    "Held",
     "Int8",
     "Lossless",
     "Needs",
@@ -81,6 +83,13 @@ class Codec(Protocol):
 
     def encode(self, labels: Any, offsets: NDArray[np.int64]) -> dict[str, pa.Array]:
         """Columns of R records; record i owns positions offsets[i]:offsets[i + 1], (R + 1,)."""
+
+    def hold(self, table: pa.Table) -> Held:
+        """Rows still encoded, from their columns and `positions`; large values are not copied.
+
+        Raises:
+            CorruptShardError: columns contradict each other.
+        """
 
     def decode(
         self, table: pa.Table, device: torch.device = CPU

@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from softlabels.codecs.held import ByColumns
 from softlabels.codecs.lists import check_ids, id_type, rows_of, to_lists
 from softlabels.codecs.unpack import CPU
 from softlabels.errors import CorruptShardError, InputError
@@ -18,7 +19,7 @@ from softlabels.labels import BinaryLabels
 
 
 @dataclass(frozen=True)
-class BinaryPlain:
+class BinaryPlain(ByColumns):
     """Flat list columns, one row a record; T positions of k entries are lists of T · k.
 
     Error bound: none; log-odds and floors are the teacher's float32 values bit for bit.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -15,9 +15,13 @@ from softlabels.errors import CorruptShardError, InputError
 from softlabels.memory import empty
 
 Bytes = NDArray[np.uint8]
+Int64s = NDArray[np.int64]
 
 # Readers that strip trailing NUL bytes from binary values must find none.
 _END = b"\x01"
+_NOTHING = memoryview(b"")
+# Bytes of a value that Arrow keeps in the view.
+_IN_VIEW = 12
 # Shorter records cost less with all their planes in one block, because a block has its own table.
 SHORT_POSITIONS = 96
 # A record of four positions takes a tenth to a sixth less with a dictionary of this size; a larger
@@ -78,49 +82,39 @@ class Frames:
 
     def unpack(
         self,
-        blobs: pa.Array | pa.ChunkedArray,
-        positions: NDArray[np.int64],
+        frames: Sequence[memoryview],
+        places: Int64s,
         *,
-        least: NDArray[np.int64],
-        most: NDArray[np.int64],
-    ) -> tuple[Bytes, NDArray[np.int64]]:
-        """The bytes of every frame of a binary column, checked.
+        sizes: Int64s,
+        positions: Int64s,
+    ) -> Bytes:
+        """What frames hold, one after another.
 
         Args:
-            positions: of each record.
-            least, most: bytes that each may hold; checked before memory is taken.
-
-        Returns:
-            what they hold, one after another, and how many bytes are each one's.
+            frames, places: as `frames_of` gives them.
+            sizes: bytes that each holds, (R,).
+            positions: of each record, (R,).
 
         Raises:
             CorruptShardError: a frame is damaged, or of another size.
         """
-        frames = _frames(blobs)
-        sizes = np.asarray([_content_size(frame) for frame in frames], np.int64)
-        if (sizes < least).any() or (sizes > most).any():
-            wrong = np.flatnonzero((sizes < least) | (sizes > most))[0]
-            raise CorruptShardError(
-                f"a frame holds {sizes[wrong]} bytes, its record from {least[wrong]} to "
-                f"{most[wrong]}"
-            )
-        ends = np.cumsum(sizes).tolist()
+        ends = sizes.cumsum().tolist()
         out = empty((ends[-1] if ends else 0,), np.uint8)
-        room, start, contexts = out.data, 0, self._contexts
+        room, begun, contexts = out.data, 0, self._contexts
         # zstandard's `multi_decompress_to_buffer` makes threads wait less for each other, but at
         # k = 32 the system's allocator gives its memory back to the kernel: 50 page faults a batch.
-        for frame, end, is_short in zip(
-            frames, ends, (positions < SHORT_POSITIONS).tolist(), strict=True
+        for frame, (start, stop), end, is_short in zip(
+            frames, places.tolist(), ends, (positions < SHORT_POSITIONS).tolist(), strict=True
         ):
             reader = contexts.of_short if is_short else contexts.of_long
             try:
-                held = reader.stream_reader(frame).readinto(room[start:end])
+                held = reader.stream_reader(frame[start:stop]).readinto(room[begun:end])
             except zstandard.ZstdError as error:
                 raise CorruptShardError(f"a frame cannot be decompressed: {error}") from None
-            if held != end - start:
+            if held != end - begun:
                 raise CorruptShardError("a frame is cut short")
-            start = end
-        return out, sizes
+            begun = end
+        return out
 
 
 def _worthwhile(blocks: Sequence[bytes], planes: Sequence[memoryview]) -> list[bytes]:
@@ -146,27 +140,67 @@ def _worthwhile(blocks: Sequence[bytes], planes: Sequence[memoryview]) -> list[b
     return found
 
 
-def _frames(blobs: pa.Array | pa.ChunkedArray) -> list[memoryview]:
-    """The frames of a binary column, where they lie."""
+def frames_of(blobs: pa.ChunkedArray) -> tuple[list[memoryview], Int64s]:
+    """The frames of a binary column, or one of binary views, where they lie.
+
+    Returns:
+        the bytes that each is a part of, (R,), and where it starts and stops there, (R, 2).
+
+    Raises:
+        CorruptShardError: they do not end as frames do.
+    """
     if blobs.null_count:
         raise CorruptShardError("packed holds nulls")
-    frames = []
-    for chunk in blobs.chunks if isinstance(blobs, pa.ChunkedArray) else [blobs]:
-        _, ends, values = chunk.buffers()
-        bounds = memoryview(ends or b"").cast("i")[chunk.offset :][: len(chunk) + 1].tolist()
-        data = memoryview(values or b"")
-        for start, stop in pairwise(bounds):
+    frames: list[memoryview] = []
+    places: list[tuple[int, int]] = []
+    for chunk in blobs.chunks:
+        for data, start, stop in _places(chunk):
             if data[max(start, stop - len(_END)) : stop] != _END:
                 raise CorruptShardError("a frame does not end as it should")
-            frames.append(data[start : stop - len(_END)])
-    return frames
+            frames.append(data)
+            places.append((start, stop - len(_END)))
+    return frames, np.asarray(places, np.int64).reshape(-1, 2)
 
 
-def _content_size(frame: memoryview) -> int:
+def _places(chunk: pa.Array) -> Iterator[tuple[memoryview, int, int]]:
+    _, where, *buffers = chunk.buffers()
+    data = [memoryview(buffer or b"") for buffer in buffers]
+    if pa.types.is_binary_view(chunk.type):
+        views = memoryview(where or b"").cast("i")[4 * chunk.offset :][: 4 * len(chunk)].tolist()
+        for length, buffer, start in zip(views[::4], views[2::4], views[3::4], strict=True):
+            # Shorter values stand in the view itself, and are no frames.
+            yield (data[buffer], start, start + length) if length > _IN_VIEW else (_NOTHING, 0, 0)
+    else:
+        bounds = memoryview(where or b"").cast("i")[chunk.offset :][: len(chunk) + 1].tolist()
+        yield from ((data[0], start, stop) for start, stop in pairwise(bounds))
+
+
+def sizes_of(
+    frames: Sequence[memoryview], places: Int64s, *, least: Int64s, most: Int64s
+) -> Int64s:
+    """Bytes that each frame says it holds, (R,); checked before memory is taken.
+
+    Args:
+        frames, places: as `frames_of` gives them.
+        least, most: bytes that each may hold, (R,).
+
+    Raises:
+        CorruptShardError: it says something else, or nothing.
+    """
     try:
-        return int(zstandard.frame_content_size(frame))
+        found = [
+            zstandard.frame_content_size(frame[start:stop])
+            for frame, (start, stop) in zip(frames, places.tolist(), strict=True)
+        ]
     except zstandard.ZstdError as error:
         raise CorruptShardError(f"a frame cannot be decompressed: {error}") from None
+    sizes = np.asarray(found, np.int64)
+    if (sizes < least).any() or (sizes > most).any():
+        wrong = np.flatnonzero((sizes < least) | (sizes > most))[0]
+        raise CorruptShardError(
+            f"a frame holds {sizes[wrong]} bytes, its record from {least[wrong]} to {most[wrong]}"
+        )
+    return sizes
 
 
 class _Contexts:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from softlabels.codecs.held import ByColumns
 from softlabels.codecs.lists import rows_of, to_lists
 from softlabels.codecs.unpack import CPU
 from softlabels.codecs.vectors import checked
@@ -23,7 +24,7 @@ _LARGEST_SCALE = np.nextafter(np.finfo(np.float32).max / np.float32(_MOST), np.f
 
 
 @dataclass(frozen=True)
-class Int8:
+class Int8(ByColumns):
     """Two flat list columns: `vectors`, int8, and `scales`, float32, one a position.
 
     A number is its code times the scale of its vector. Error bound: half of that scale, which is

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from softlabels.codecs.frames import train_dictionary
 from softlabels.codecs.idtable import IdTable
-from softlabels.codecs.planes import PACKED_FIELDS, Layout, Opened, Planes, join
+from softlabels.codecs.planes import PACKED_FIELDS, Layout, Opened, Planes, Sealed, join
 from softlabels.codecs.ranks import rest_width
 from softlabels.codecs.unpack import CPU
 from softlabels.errors import InputError
@@ -81,9 +81,11 @@ class Packed(ABC, Generic[L]):
         parts = [self.to_planes(labels[at : at + size]) for at in blocks]
         return self.layout.pack(join(parts), offsets)
 
+    def hold(self, table: pa.Table) -> SealedLabels[L]:
+        return SealedLabels(self, self.layout.seal(table))
+
     def decode(self, table: pa.Table, device: torch.device = CPU) -> tuple[L, Int64s]:
-        opened = self.layout.open(table)
-        return self.unpacked(opened, device), opened.offsets
+        return self.hold(table).labels(device)
 
     def unpacked(self, opened: Opened, device: torch.device) -> L:
         """Labels of decompressed records, of batch shape (positions,)."""
@@ -174,6 +176,32 @@ class Packed(ABC, Generic[L]):
     def parse_own(cls, data: Mapping[str, Any]) -> dict[str, Any]:
         """The inverse of `own_settings`."""
         return {}
+
+
+@dataclass(frozen=True)
+class SealedLabels(Generic[L]):
+    """Rows whose frames are not opened yet.
+
+    Attributes:
+        codec: whose they are.
+        sealed: the frames.
+    """
+
+    codec: Packed[L]
+    sealed: Sealed
+
+    @property
+    def nbytes(self) -> int:
+        return self.sealed.nbytes
+
+    @classmethod
+    def picked(cls, parts: Sequence[tuple[Self, int, int]]) -> Self:
+        sealed = Sealed.picked([(part.sealed, start, stop) for part, start, stop in parts])
+        return cls(parts[0][0].codec, sealed)
+
+    def labels(self, device: torch.device) -> tuple[L, Int64s]:
+        opened = self.codec.layout.open(self.sealed)
+        return self.codec.unpacked(opened, device), self.sealed.offsets
 
 
 def hard_log_probs(labels: SoftLabels) -> NDArray[np.float32]:

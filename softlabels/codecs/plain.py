@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from softlabels.codecs.held import ByColumns
 from softlabels.codecs.lists import check_ids, from_lists, id_type, to_lists
 from softlabels.codecs.unpack import CPU
 from softlabels.errors import CorruptShardError, InputError
@@ -18,7 +19,7 @@ from softlabels.labels import SoftLabels
 
 
 @dataclass(frozen=True)
-class Plain:
+class Plain(ByColumns):
     """Flat list columns, one row a record; T positions of k entries are lists of T · k.
 
     Error bound: none; log-probs, logsumexps, log tails and hard-label log-probs are the teacher's

@@ -6,14 +6,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from softlabels.codecs import engines
-from softlabels.codecs.frames import Frames, as_binary, byte_planes, from_byte_planes
+from softlabels.codecs.frames import (
+    Frames,
+    as_binary,
+    byte_planes,
+    frames_of,
+    from_byte_planes,
+    sizes_of,
+)
 from softlabels.codecs.ranks import LARGE, Gaps
 from softlabels.errors import CorruptShardError
 from softlabels.memory import empty
@@ -52,30 +59,54 @@ class Planes:
 
 
 @dataclass(frozen=True)
+class Sealed:
+    """R records, each a frame.
+
+    Attributes:
+        frames: where each is a part of, (R,).
+        places: (R, 2) int64, where it starts and stops there.
+        shapes: (R, 5) int64: its bytes when decompressed; positions; entries; entries whose gap has
+            a rest; and whether it says how many entries each position has.
+    """
+
+    frames: list[memoryview]
+    places: Int64s
+    shapes: Int64s
+
+    @property
+    def nbytes(self) -> int:
+        """Frames, and what is known of them."""
+        frames = int((self.places[:, 1] - self.places[:, 0]).sum())
+        return frames + self.places.nbytes + self.shapes.nbytes + 8 * len(self.frames)
+
+    @classmethod
+    def picked(cls, parts: Sequence[tuple[Self, int, int]]) -> Self:
+        """Records start up to stop of each part, one part after another; at least one part."""
+        return cls(
+            [frame for part, start, stop in parts for frame in part.frames[start:stop]],
+            np.concatenate([part.places[start:stop] for part, start, stop in parts]),
+            np.concatenate([part.shapes[start:stop] for part, start, stop in parts]),
+        )
+
+    @property
+    def offsets(self) -> Int64s:
+        """Record i has positions offsets[i]:offsets[i + 1], (R + 1,)."""
+        ends = np.zeros(len(self.shapes) + 1, np.int64)
+        self.shapes[:, 1].cumsum(out=ends[1:])
+        return ends
+
+
+@dataclass(frozen=True)
 class Opened:
     """R records, decompressed.
 
     Attributes:
         data: the planes of each, record after record.
-        sizes: its bytes of each, (R,) int64.
-        positions, entries: of each record, (R,) int64, as all the others.
-        large: entries whose gap has a rest.
-        ragged: whether its frame says how many entries each position has, bool.
+        shapes: as those of `Sealed`.
     """
 
     data: Bytes
-    sizes: Int64s
-    positions: Int64s
-    entries: Int64s
-    large: Int64s
-    ragged: NDArray[np.bool_]
-
-    @property
-    def offsets(self) -> Int64s:
-        """Record i has positions offsets[i]:offsets[i + 1], (R + 1,)."""
-        ends = np.zeros(len(self.positions) + 1, np.int64)
-        self.positions.cumsum(out=ends[1:])
-        return ends
+    shapes: Int64s
 
 
 @dataclass(frozen=True)
@@ -133,11 +164,11 @@ class Layout:
                 record += [plane[start:stop] for plane in counted]
             yield record
 
-    def open(self, table: pa.Table) -> Opened:
-        """Records decompressed, from the columns of `pack` and `positions`.
+    def seal(self, table: pa.Table) -> Sealed:
+        """Records from the columns of `pack` and `positions`, where they lie.
 
         Raises:
-            CorruptShardError: a frame is damaged, or does not fit its record.
+            CorruptShardError: something is no frame, or does not fit its record.
         """
         positions = table.column("positions").to_numpy().astype(np.int64)
         entries = table.column("entries").to_numpy().astype(np.int64)
@@ -146,16 +177,25 @@ class Layout:
             raise CorruptShardError("positions and entries contradict each other")
         ragged = entries != most
         least = entries * (1 + self.of_entries) + positions * (self.of_positions + 4 * ragged)
-        data, sizes = self.frames.unpack(
-            table.column("packed"),
-            positions,
-            least=least,
-            most=least + entries * self.of_rests,
-        )
+        frames, places = frames_of(table.column("packed"))
+        most = least + entries * self.of_rests
+        sizes = sizes_of(frames, places, least=least, most=most)
         large, over = np.divmod(sizes - least, max(1, self.of_rests))
         if over.any():
             raise CorruptShardError("a frame holds bytes that are in no plane")
-        return Opened(data, sizes, positions, entries, large, ragged)
+        return Sealed(frames, places, np.stack([sizes, positions, entries, large, ragged], 1))
+
+    def open(self, sealed: Sealed) -> Opened:
+        """Records decompressed.
+
+        Raises:
+            CorruptShardError: a frame is damaged.
+        """
+        shapes = sealed.shapes
+        data = self.frames.unpack(
+            sealed.frames, sealed.places, sizes=shapes[:, 0], positions=shapes[:, 1]
+        )
+        return Opened(data, shapes)
 
     def unpack(self, opened: Opened) -> Planes:
         """The inverse of `pack`.
@@ -163,9 +203,9 @@ class Layout:
         Raises:
             CorruptShardError: a record's counts do not fit it.
         """
-        positions, entries, ragged = opened.positions, opened.entries, opened.ragged
+        _, positions, entries, large, ragged = opened.shapes.T
         numbers = [1, self.of_rests, self.of_entries, self.of_positions, 4]
-        kinds = [entries, opened.large, entries, positions, positions * ragged]
+        kinds = [entries, large, entries, positions, positions * ragged]
         lengths = np.repeat(kinds, numbers, 0)
         flat = by_plane(opened.data, lengths)
         planes = np.split(flat, np.cumsum(lengths.sum(1))[:-1])
@@ -176,7 +216,7 @@ class Layout:
             gaps=Gaps(first, rest),
             by_entry=planes[1 + self.of_rests : middle],
             by_position=planes[middle:-4],
-            counts=self._counts(planes[-4:], ragged, positions, entries),
+            counts=self._counts(planes[-4:], ragged.astype(bool), positions, entries),
         )
 
     def _counts(

@@ -14,6 +14,7 @@ import torch
 import zstandard
 from numpy.typing import NDArray
 
+from softlabels.codecs.held import ByColumns
 from softlabels.codecs.lists import rows_of, to_lists
 from softlabels.codecs.unpack import CPU
 from softlabels.codecs.vectors import checked
@@ -34,7 +35,7 @@ _LARGEST = 1e16
 
 
 @dataclass(frozen=True)
-class Product:
+class Product(ByColumns):
     """A flat list column `codes`, uint8, one for each of `parts` parts of a vector.
 
     Jégou et al., "Product quantization for nearest neighbor search", TPAMI 2011. There is no error

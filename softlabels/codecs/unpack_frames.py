@@ -74,7 +74,8 @@ def compact(
     Raises:
         CorruptShardError: a rank is not below V, or counts do not fit their record.
     """
-    rows, most = int(opened.positions.sum()), int(opened.entries.max(initial=0))
+    shapes = opened.shapes
+    rows, most = int(shapes[:, 1].sum()), int(shapes[:, 2].max(initial=0))
     found = Unpacked(
         empty((rows, k), np.int64),
         empty((rows, k), np.float32),
@@ -84,13 +85,13 @@ def compact(
     )
     state = _unpack(
         opened.data,
-        np.stack([opened.sizes, opened.positions, opened.entries, opened.large, opened.ragged], 1),
+        shapes,
         of_rests,
         whole,
         (of_rank, *_tables(), code_log_tails(), code_log_kept()),
         # Plain: of a named tuple numba asks Python for the type at every call.
         tuple(found),
-        tuple(empty((most + 1,), np.uint32) for _ in range(3)),
+        tuple(empty((3, most + 1), np.uint32)),
     )
     if state != _GOOD:
         raise beyond() if state == _BEYOND else misfit()

@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from softlabels.codecs.held import ByColumns
 from softlabels.codecs.lists import rows_of, to_lists
 from softlabels.codecs.unpack import CPU
 from softlabels.errors import InputError
@@ -20,7 +21,7 @@ _TYPES = {"float32": pa.float32(), "float16": pa.float16()}
 
 
 @dataclass(frozen=True)
-class Vectors:
+class Vectors(ByColumns):
     """A flat list column `vectors`; T positions of D numbers are a list of T · D.
 
     Error bounds: of "float32" none; of "float16" 2⁻¹¹ of a number from 6.1e-5 on, 3e-8 below.

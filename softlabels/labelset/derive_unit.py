@@ -135,7 +135,8 @@ def _piece(recipe: Recipe, unit: int, start: int, stop: int | None, codec: Codec
     for group, count in enumerate(receipt.group_rows):
         within = range(max(start, first), min(stop, first + count))
         if within:
-            table = shard.table(group, labels.codec).slice(within.start - first, len(within))
+            table = shard.read(group, shard.columns(labels.codec, group))
+            table = table.slice(within.start - first, len(within))
             taken = _taken(recipe, labels, shard, table, group, codec)
             if taken is not None:
                 parts.append((taken[0] + within.start, *taken[1:]))

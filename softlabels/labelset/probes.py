@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from softlabels.codecs.frames import SHORT_POSITIONS, Frames
+from softlabels.codecs.frames import SHORT_POSITIONS, Frames, frames_of, sizes_of
 from softlabels.codecs.lossless import DTYPES
 from softlabels.errors import CorruptShardError
 
@@ -109,12 +109,11 @@ def read(path: Path, *, classes: int, name: str) -> Iterator[Probes]:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group)
             count = len(table)
-            data, _ = Frames().unpack(
-                table["logits"].combine_chunks(),
-                np.full(count, SHORT_POSITIONS),
-                least=np.full(count, classes * width),
-                most=np.full(count, classes * width),
-            )
+            frames, places = frames_of(table["logits"])
+            size = np.full(count, classes * width)
+            sizes_of(frames, places, least=size, most=size)
+            positions = np.full(count, SHORT_POSITIONS)
+            data = Frames().unpack(frames, places, sizes=size, positions=positions)
             raw = data.reshape(count, width, classes).transpose(0, 2, 1).reshape(count, -1)
             logits = torch.from_numpy(raw).view(DTYPES[found])
             yield Probes(

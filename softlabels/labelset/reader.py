@@ -26,28 +26,23 @@ from softlabels.inputs.digests import key_hashes
 from softlabels.labels import Labels
 from softlabels.labelset import layout, probes, receipts
 from softlabels.labelset import plan as plans
+from softlabels.labelset.encoded import LABELLED, Encoded, from_table
 from softlabels.labelset.groups import RowGroup, RowGroups
 from softlabels.labelset.keys import KeyIndex
 from softlabels.labelset.manifest import Receipt, Totals
+from softlabels.labelset.mapped import Mapped
 from softlabels.labelset.partial import locate_so_far
 from softlabels.labelset.plan import Plan
 from softlabels.labelset.probes import Probes
 from softlabels.labelset.receipts import Receipts
-from softlabels.labelset.records import (
-    IDENTITY,
-    LABELLED,
-    Records,
-    from_table,
-    labels_of,
-    schema,
-)
+from softlabels.labelset.records import IDENTITY, Records, schema
 from softlabels.labelset.shard import Shard
 from softlabels.labelset.store import Store, in_flight, locate
 
 # Row groups, still encoded, that stay in memory: 256 MiB serve random reading within many shards.
 _CACHE_BYTES = 256 << 20
-# Each holds a file descriptor, of which a process has about a thousand, and its footer, of which
-# each byte takes 16 when it is parsed: those of large shards have a third of a megabyte.
+# Each holds its footer, of which each byte takes 16 when it is parsed: those of large shards have a
+# third of a megabyte.
 _OPEN_SHARDS, _OPEN_FOOTER_BYTES = 64, 4 << 20
 # Records that are decoded together for a list of them.
 _TAKEN_RECORDS = 32
@@ -85,7 +80,7 @@ class LabelSet:
     def _forget(self) -> None:
         """What is open and held; in a forked process, another thread's lock would stay locked."""
         self._shards: OrderedDict[int, Shard] = OrderedDict()
-        self._cache: OrderedDict[int, pa.RecordBatch] = OrderedDict()
+        self._cache: OrderedDict[int, tuple[Encoded, Mapped | None]] = OrderedDict()
         self._cached_bytes = 0
         # Records are unpacked in parallel, and looked up one after another.
         self._lock = threading.RLock()
@@ -212,15 +207,14 @@ class LabelSet:
         """A record's labels; of a row group not read yet, their columns alone are."""
         group = int(self._groups_of(np.asarray([number]))[0])
         row = number - int(self.row_groups.bounds[group])
-        with self._lock:
-            held = self._cache.get(group)
-        if held is None:
+        names: list[str] | None = None
+        if group not in self._cache:
             names = [*LABELLED, *(field.name for field in self.codec.fields)]
             for arriving in self._bring([group], names).values():
                 arriving.result()
-            held = self._encoded(group, names)
+        held = self._encoded(group, names)
         try:
-            return labels_of(pa.Table.from_batches([held.slice(row, 1)]), self.codec)
+            return Encoded.picked([(held, row, row + 1)]).labels()
         except CorruptShardError:
             return self.take([number]).record_labels(0)  # which says where
 
@@ -264,20 +258,17 @@ class LabelSet:
         places = self._places(numbers)
         if places.ndim != 1:
             raise TypeError(f"take() needs a list of record numbers, not {quoted(numbers)}")
-        pieces = list(self._pieces(places))
         where = torch.device(device)
+        if not len(places):
+            return from_table(self._no_rows, self.codec, where)
+        groups, pieces = self._pieces(places)
         try:
-            if not pieces:
-                return from_table(self._no_rows, self.codec, where)
-            # At once: column by column, where each is read, it takes three times as long.
-            batch = pa.concat_batches([piece for _, piece in pieces])
-            return from_table(pa.Table.from_batches([batch]), self.codec, where)
+            return Encoded.picked(pieces).records(where)
         except CorruptShardError:
-            for group, piece in pieces:
+            for group, piece in zip(groups, pieces, strict=True):
                 place = self.row_groups[group]
-                self._shard(place.shard).decode(
-                    pa.Table.from_batches([piece]), self.codec, row_group=place.group
-                )
+                with self._shard(place.shard).naming(place.group):
+                    Encoded.picked([piece]).records()
             raise
 
     def prefetch(self, numbers: Sequence[int] | NDArray[np.int64]) -> None:
@@ -335,47 +326,52 @@ class LabelSet:
     def _groups_of(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         return self.row_groups.of(places)
 
-    def _pieces(self, places: NDArray[np.int64]) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Rows of these records, a slice for each run of neighbours, and their row group."""
+    def _pieces(
+        self, places: NDArray[np.int64]
+    ) -> tuple[list[int], list[tuple[Encoded, int, int]]]:
+        """Row groups of these records, and where there: a piece for each run of neighbours."""
         groups = self._groups_of(places)
         arriving = self._bring(groups.tolist())
         breaks = np.flatnonzero((np.diff(places) != 1) | (np.diff(groups) != 0)) + 1
         starts = np.append(0, breaks)[: len(places)]
         firsts = places[starts] - self.row_groups.bounds[groups[starts]]
-        lengths = np.diff(starts, append=len(places))
-        for group, first, length in zip(
-            groups[starts].tolist(), firsts.tolist(), lengths.tolist(), strict=True
-        ):
+        stops = firsts + np.diff(starts, append=len(places))
+        held, pieces = groups[starts].tolist(), []
+        for group, first, stop in zip(held, firsts.tolist(), stops.tolist(), strict=True):
             if group in arriving:
                 arriving.pop(group).result()
-            yield group, self._encoded(group).slice(first, length)
+            pieces.append((self._encoded(group), first, stop))
+        return held, pieces
 
-    def _encoded(self, group: int, names: Sequence[str] | None = None) -> pa.RecordBatch:
-        """A row group, checked, still encoded, and kept for a while.
+    def _encoded(self, group: int, names: Sequence[str] | None = None) -> Encoded:
+        """A row group, kept for a while.
 
         Args:
             names: only these columns; all of the format's by default.
         """
         kept = group if names is None else ~group
         with self._lock:
-            if kept in self._cache:
+            held = self._cache.get(kept)
+            if held is not None:
                 self._cache.move_to_end(kept)
-                return self._cache[kept]
+        if held is not None:
+            encoded, mapped = held
+            if mapped is not None and mapped.cut_to is not None:
+                self._shard(self.row_groups[group].shard).check_whole()
+            return encoded
         place = self.row_groups[group]
         # Not under the lock: to open a shard may take a request.
         shard = self._shard(place.shard)
         with self._lock:
             if kept in self._cache:
-                return self._cache[kept]
-            # Of a table every slice takes a call for each of its columns.
-            table = shard.table(place.group, self.codec, names)
-            (batch,) = table.combine_chunks().to_batches()
-            self._cache[kept] = batch
-            self._cached_bytes += batch.nbytes
+                return self._cache[kept][0]
+            encoded = shard.encoded(place.group, self.codec, names)
+            self._cache[kept] = encoded, shard.mapped
+            self._cached_bytes += encoded.nbytes
             while self._cached_bytes > _CACHE_BYTES and len(self._cache) > 1:
-                _, dropped = self._cache.popitem(last=False)
+                _, (dropped, _) = self._cache.popitem(last=False)
                 self._cached_bytes -= dropped.nbytes
-            return batch
+            return encoded
 
     def get(self, key: str | int, *, part: int = 0, view: int = 0) -> Labels:
         """Labels of a record by its identity.
@@ -508,9 +504,10 @@ class LabelSet:
 
     def identity(self, numbers: Sequence[int] | NDArray[np.int64]) -> pa.Table:
         """key, part, view, source_start, source_length and digests of records, in that order."""
-        pieces = self._pieces(self._places(numbers))
-        found = [piece.select(IDENTITY) for _, piece in pieces]
-        return pa.Table.from_batches(found) if found else self._no_rows.select(IDENTITY)
+        _, pieces = self._pieces(self._places(numbers))
+        found = [held.identity.slice(start, stop - start) for held, start, stop in pieces]
+        table = pa.Table.from_batches(found) if found else self._no_rows
+        return table.select(IDENTITY)
 
     def _identity(self, number: int) -> list[dict[str, Any]]:
         """Key, part and view of one record."""

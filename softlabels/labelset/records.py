@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from softlabels import memory
-from softlabels.codecs import CPU, Codec
+from softlabels.codecs import Codec
 from softlabels.errors import CorruptShardError
 from softlabels.inputs.digests import DIGEST_TYPE
 from softlabels.labels import Batched, Labels, SoftLabels, concatenate, soft
@@ -24,9 +24,6 @@ SPAN_TYPE = pa.struct(
 
 Int64s = NDArray[np.int64]
 L = TypeVar("L", bound=Batched)
-
-# Of a record: a mask of them takes a byte each, whatever the file's size.
-_MOST_TOKENS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -83,12 +80,12 @@ class Records:
         return replace(
             self,
             identity=self.identity.take(pa.array(order)),
-            token_offsets=_ends(np.diff(self.token_offsets)[order]),
+            token_offsets=ends_of(np.diff(self.token_offsets)[order]),
             token_ids=_ragged(self.token_ids, self.token_offsets, order),
             next_ids=None if self.next_ids is None else self.next_ids[order],
             wanted=self.wanted[_spread(self.token_offsets, order)],
             labels=self.labels[torch.from_numpy(_spread(self.label_offsets, order))],
-            label_offsets=_ends(np.diff(self.label_offsets)[order]),
+            label_offsets=ends_of(np.diff(self.label_offsets)[order]),
             arrays=None if self.arrays is None else tuple(self.arrays[i] for i in order.tolist()),
         )
 
@@ -139,7 +136,7 @@ class Records:
 def _spread(offsets: Int64s, order: Int64s) -> Int64s:
     """Where the values of some records lie, one record after another."""
     lengths = np.diff(offsets)[order]
-    places: Int64s = np.repeat(offsets[:-1][order] - _ends(lengths)[:-1], lengths)
+    places: Int64s = np.repeat(offsets[:-1][order] - ends_of(lengths)[:-1], lengths)
     return places + np.arange(len(places))
 
 
@@ -147,7 +144,8 @@ def _ragged(values: Int64s | None, offsets: Int64s, order: Int64s) -> Int64s | N
     return None if values is None else values[_spread(offsets, order)]
 
 
-def _ends(lengths: Int64s) -> Int64s:
+def ends_of(lengths: Int64s) -> Int64s:
+    """Offsets of parts of these lengths, one after another, (R + 1,)."""
     ends = np.zeros(len(lengths) + 1, np.int64)
     lengths.cumsum(out=ends[1:])
     return ends
@@ -304,105 +302,6 @@ IDENTITY = (
 )
 
 
-# What the labels of records are read from, beside the codec's columns.
-LABELLED = ("length", "positions", "label_spans")
-
-
-def from_table(table: pa.Table, codec: Codec, device: torch.device = CPU) -> Records:
-    """Rows of a shard as records, their labels on `device`.
-
-    Raises:
-        CorruptShardError: columns contradict each other.
-    """
-    labels, label_offsets = codec.decode(table, device)
-    lengths = _lengths(table)
-    offsets = _ends(lengths)
-    # Lengths are held to what is there before a mask of so many tokens is made.
-    token_ids, next_ids = _tokens(table, offsets)
-    return Records(
-        identity=table.select(identity_columns(table.schema)),
-        token_offsets=offsets,
-        token_ids=token_ids,
-        next_ids=next_ids,
-        wanted=_where(table, lengths, label_offsets),
-        labels=labels,
-        label_offsets=label_offsets,
-    )
-
-
-def labels_of(table: pa.Table, codec: Codec) -> Labels:
-    """The labels of one row of a shard, batch shape (T,), masked where unlabelled.
-
-    Args:
-        table: the codec's columns and those of `LABELLED`.
-
-    Raises:
-        CorruptShardError: columns contradict each other.
-    """
-    labels, label_offsets = codec.decode(table)
-    wanted = _where(table, _lengths(table), label_offsets)
-    return scatter(labels, torch.from_numpy(wanted))
-
-
-def _lengths(table: pa.Table) -> Int64s:
-    lengths: Int64s = table.column("length").to_numpy().astype(np.int64)
-    if (lengths < 0).any() or (lengths > _MOST_TOKENS).any():
-        raise CorruptShardError(f"a length is negative, or above {_MOST_TOKENS}")
-    return lengths
-
-
-def _where(table: pa.Table, lengths: Int64s, label_offsets: Int64s) -> NDArray[np.bool_]:
-    """Which tokens' positions are labelled, held to how many labels there are."""
-    offsets = _ends(lengths)
-    _check_whole(table, lengths, np.diff(label_offsets))
-    wanted = _wanted(table, offsets)
-    found = offsets if wanted.all() else _ends(_counts(wanted, offsets))
-    if not np.array_equal(found, label_offsets):
-        raise CorruptShardError("label_spans do not cover as many tokens as there are positions")
-    return wanted
-
-
-def identity_columns(found: pa.Schema) -> list[str]:
-    """Those of `Records.identity` that a shard has."""
-    return [*IDENTITY, *([VIEW_PARAMS] if VIEW_PARAMS in found.names else [])]
-
-
-def _check_whole(table: pa.Table, lengths: Int64s, positions: Int64s) -> None:
-    """Records without spans have a position for each token."""
-    spans = table.column("label_spans")
-    if spans.null_count == len(spans):
-        wrong = lengths != positions
-    else:
-        wrong = (lengths != positions) & spans.is_null().to_numpy()
-    if wrong.any():
-        raise CorruptShardError("label_spans do not cover as many tokens as there are positions")
-
-
-def _tokens(table: pa.Table, offsets: Int64s) -> tuple[Int64s | None, Int64s | None]:
-    """`token_ids` and `next_ids` of records; None where the set does not carry its inputs."""
-    lists = table.column("input_ids").combine_chunks()
-    if lists.null_count == len(lists):
-        return None, None
-    bounds = lists.offsets.to_numpy()
-    first, last = int(bounds[0]), int(bounds[-1])
-    flat = lists.values.slice(first, last - first)
-    if lists.null_count or flat.null_count or not np.array_equal(bounds - bounds[0], offsets):
-        raise CorruptShardError("the lists of input_ids do not fit the lengths, or hold nulls")
-    return flat.to_numpy().astype(np.int64), _or_none(table.column("next_id").combine_chunks())
-
-
-def _or_none(numbers: pa.Array) -> Int64s:
-    """Numbers, −1 where they are null. Arrow's `fill_null` takes longer than a batch's tokens."""
-    if not numbers.null_count:
-        known: Int64s = numbers.to_numpy().astype(np.int64)
-        return known
-    valid, values = numbers.buffers()
-    at = slice(numbers.offset, numbers.offset + len(numbers))
-    held = np.frombuffer(values, numbers.type.to_pandas_dtype())[at]
-    bits = np.unpackbits(np.frombuffer(valid, np.uint8), count=at.stop, bitorder="little")[at]
-    return np.where(bits, held.astype(np.int64), -1)
-
-
 def check_columns(found: pa.Schema, codec: Codec) -> list[str]:
     """The names of the format's columns.
 
@@ -450,30 +349,6 @@ def _spans(wanted: NDArray[np.bool_], offsets: Int64s) -> pa.Array:
         fields=list(SPAN_TYPE),
     )
     return pa.ListArray.from_arrays(pa.array(span_offsets), values, mask=pa.array(everything))
-
-
-def _wanted(table: pa.Table, offsets: Int64s) -> NDArray[np.bool_]:
-    """The inverse of `_spans`."""
-    column = table.column("label_spans")
-    if column.null_count == len(column):
-        return np.ones(int(offsets[-1]), bool)
-    spans = column.combine_chunks()
-    everything = spans.is_null().to_numpy(zero_copy_only=False)
-    lengths = np.diff(offsets)
-    change = np.zeros(int(offsets[-1]) + 1, np.int64)
-    np.add.at(change, offsets[:-1][everything], 1)
-    np.add.at(change, offsets[1:][everything], -1)
-    values = spans.flatten()
-    if len(values):
-        counts = np.asarray(spans.value_lengths().fill_null(0))
-        record = np.repeat(np.arange(len(spans)), counts)
-        start = values.field("start").to_numpy().astype(np.int64)
-        length = values.field("length").to_numpy().astype(np.int64)
-        if (start < 0).any() or (length < 0).any() or (start + length > lengths[record]).any():
-            raise CorruptShardError("label_spans reach outside their record")
-        np.add.at(change, offsets[record] + start, 1)
-        np.add.at(change, offsets[record] + start + length, -1)
-    return np.cumsum(change[:-1]) > 0
 
 
 def _counts(wanted: NDArray[np.bool_], offsets: Int64s) -> Int64s:

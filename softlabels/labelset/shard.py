@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
-import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,9 +22,11 @@ import xxhash
 from softlabels.codecs import Codec
 from softlabels.errors import CorruptShardError, quoted
 from softlabels.labelset.cache import Piece, SparseFile
+from softlabels.labelset.encoded import Encoded, from_table
 from softlabels.labelset.manifest import Receipt
+from softlabels.labelset.mapped import Mapped, values_in_place
 from softlabels.labelset.parallel import in_order
-from softlabels.labelset.records import Records, check_columns, from_table, to_table
+from softlabels.labelset.records import Records, check_columns, to_table
 
 # Smaller row groups cost compression and speed; larger ones cost memory per random lookup.
 ROW_GROUP_POSITIONS = 16_384
@@ -150,11 +151,12 @@ class Shard:
     def __init__(self, file: Path | SparseFile, *, receipt: Receipt | None, name: str) -> None:
         self.name, self.receipt = name, receipt
         self._sparse = file if isinstance(file, SparseFile) else None
-        self._mapped: mmap.mmap | None = None
+        self.mapped: Mapped | None = None
         self._fetched: set[tuple[int, tuple[str, ...] | None]] = set()
         self._columns_of: tuple[Codec, list[str]] | None = None
         try:
-            self._bytes = self._map(file)
+            self._buffer = self._map(file)
+            self._bytes = pa.BufferReader(self._buffer)
             if receipt is not None and self._footer_digest() != receipt.footer_sha256:
                 raise self._corrupt("its footer is not the one that was written")
         except FileNotFoundError:
@@ -186,7 +188,7 @@ class Shard:
         leaves = self._file.schema
         return [leaves.column(i).path.split(".")[0] for i in range(len(leaves))]
 
-    def _map(self, file: Path | SparseFile) -> pa.NativeFile:
+    def _map(self, file: Path | SparseFile) -> pa.Buffer:
         receipt = self.receipt
         if isinstance(file, SparseFile):
             assert receipt is not None
@@ -194,23 +196,26 @@ class Shard:
                 receipt.bytes - receipt.footer_bytes, receipt.bytes, receipt.footer_sha256
             )
             file.bring([footer], lambda data: hashlib.sha256(data).hexdigest())
-            return pa.BufferReader(file.buffer)
-        if not stat.S_ISREG(file.stat().st_mode):  # to open a pipe would wait for its writer
+            return file.buffer
+        found = file.stat()
+        if not stat.S_ISREG(found.st_mode):  # to open a pipe would wait for its writer
             raise self._corrupt("it is not a file")
-        with file.open("rb") as opened:
-            size = os.fstat(opened.fileno()).st_size
-            if receipt is not None and size != receipt.bytes:
-                raise self._corrupt(f"it has {size} bytes, {receipt.bytes} were written")
-            if not size:
-                raise self._corrupt("it is empty")
-            self._mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-        return pa.BufferReader(pa.py_buffer(memoryview(self._mapped)))
+        if receipt is not None and found.st_size != receipt.bytes:
+            raise self._corrupt(f"it has {found.st_size} bytes, {receipt.bytes} were written")
+        if not found.st_size:
+            raise self._corrupt("it is empty")
+        self.mapped = Mapped(file)
+        return self.mapped.buffer
 
-    def _check_whole(self) -> None:
-        """A mapped file that is cut short in place would end the process when it is read."""
-        size = None if self._mapped is None else self._mapped.size()
-        if self._mapped is not None and size is not None and size < len(self._mapped):
-            raise self._corrupt(f"it was cut to {size} of {len(self._mapped)} bytes while open")
+    def check_whole(self) -> None:
+        """A mapped file that is cut short in place would end the process when it is read.
+
+        Raises:
+            CorruptShardError: this one was.
+        """
+        size = None if self.mapped is None else self.mapped.cut_to
+        if size is not None:
+            raise self._corrupt(f"it was cut to {size} of {self._buffer.size} bytes while open")
 
     @property
     def dropped(self) -> bool:
@@ -247,9 +252,16 @@ class Shard:
         Raises:
             CorruptShardError: their bytes are not the ones that were written.
         """
-        self._check_whole()
+        self._check(row_group, columns)
+        return self._arrow(row_group, columns, threads=threads)
+
+    def _check(self, row_group: int, columns: Sequence[str] | None) -> None:
+        """Hold columns of a row group to the receipt."""
+        self.check_whole()
         if self.receipt is not None:
             self._check_chunks(row_group, columns)
+
+    def _arrow(self, row_group: int, columns: Sequence[str] | None, *, threads: bool) -> pa.Table:
         try:
             return _checked(
                 self._file.read_row_group(
@@ -265,10 +277,8 @@ class Shard:
         Raises:
             CorruptShardError: their bytes are not the ones that were written.
         """
-        self._check_whole()
-        if self.receipt is not None:
-            for group in range(self.metadata.num_row_groups):
-                self._check_chunks(group, ["key"])
+        for group in range(self.metadata.num_row_groups):
+            self._check(group, ["key"])
         try:
             return _checked(self._file.read(["key"], use_threads=False))["key"]
         except (pa.ArrowException, OSError, KeyError) as error:
@@ -277,14 +287,40 @@ class Shard:
     def table(self, row_group: int, codec: Codec, names: Sequence[str] | None = None) -> pa.Table:
         """A row group, still encoded, with the format's columns in their types.
 
+        Large packed columns are binary views of the file, and good while `mapped` is whole.
+
         Args:
-            names: only these of them.
+            names: only these of the format's columns.
 
         Raises:
             CorruptShardError: its bytes are not the ones that were written, or are no records.
         """
         whole = self.columns(codec, row_group)
-        return self.read(row_group, names or whole, threads=not codec.packed_columns)
+        wanted = list(names or whole)
+        self._check(row_group, wanted)
+        placed = self._in_place(row_group, codec)
+        others = [name for name in wanted if name not in placed]
+        table = self._arrow(row_group, others, threads=not codec.packed_columns)
+        for name, values in placed.items():
+            table = table.append_column(name, values)
+        return table
+
+    def encoded(self, row_group: int, codec: Codec, names: Sequence[str] | None = None) -> Encoded:
+        """A row group whose labels are still encoded; arguments and errors are those of `table`."""
+        table = self.table(row_group, codec, names)
+        with self.naming(row_group):
+            return Encoded.of(table, codec)
+
+    def _in_place(self, row_group: int, codec: Codec) -> dict[str, pa.Array]:
+        """The packed columns that need not be copied."""
+        if self.receipt is None:
+            return {}  # its pages are held to their checksums as they are read
+        group = self.metadata.row_group(row_group)
+        found = {
+            name: values_in_place(self._buffer, group.column(self._leaf_columns.index(name)))
+            for name in codec.packed_columns
+        }
+        return {name: values for name, values in found.items() if values is not None}
 
     def columns(self, codec: Codec, row_group: int) -> list[str]:
         """The format's columns.
@@ -294,12 +330,10 @@ class Shard:
         """
         if self._columns_of is not None and self._columns_of[0] is codec:
             return self._columns_of[1]
-        try:
+        with self.naming(row_group):
             # Once: it takes a sixth of what it takes to read a row group.
             self._columns_of = codec, check_columns(self.schema, codec)
-            return self._columns_of[1]
-        except CorruptShardError as error:
-            raise self._corrupt(f"row group {row_group}: {error}") from None
+        return self._columns_of[1]
 
     def is_here(self, row_group: int, columns: Sequence[str]) -> bool:
         """Whether a row group was fetched before; of a local file, it always was."""
@@ -321,7 +355,9 @@ class Shard:
         Raises:
             CorruptShardError: its bytes are not the ones that were written, or are no records.
         """
-        return self.decode(self.table(row_group, codec), codec, row_group=row_group)
+        encoded = self.encoded(row_group, codec)
+        with self.naming(row_group):
+            return encoded.records()
 
     def decode(self, table: pa.Table, codec: Codec, *, row_group: int) -> Records:
         """Rows of a row group, decoded.
@@ -329,8 +365,14 @@ class Shard:
         Raises:
             CorruptShardError: they are no records.
         """
-        try:
+        with self.naming(row_group):
             return from_table(table, codec)
+
+    @contextmanager
+    def naming(self, row_group: int) -> Iterator[None]:
+        """What is wrong with rows is said of this shard and row group."""
+        try:
+            yield
         except CorruptShardError as error:
             raise self._corrupt(f"row group {row_group}: {error}") from None
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from softlabels import SoftLabels
 from softlabels.codecs import Codec, Needs, resolve
+from softlabels.codecs.frames import frames_of, sizes_of
 from softlabels.errors import SoftLabelsError
 from softlabels.labelset import manifest
 from softlabels.labelset import plan as plans
@@ -126,10 +127,10 @@ def test_frames(name: str, data: st.DataObject) -> None:
     layout = codec.layout  # type: ignore[attr-defined]
     blobs = []
     for blob, positions in zip(columns["packed"].to_pylist(), (4, 5), strict=True):
-        good = layout.frames.unpack(
-            pa.array([blob]), np.array([positions]), least=np.array([0]), most=np.array([1 << 20])
-        )
-        planes = flipped(bytes(good[0]), data)
+        frames, places = frames_of(pa.chunked_array([[blob]]))
+        sizes = sizes_of(frames, places, least=np.array([0]), most=np.array([1 << 20]))
+        good = layout.frames.unpack(frames, places, sizes=sizes, positions=np.array([positions]))
+        planes = flipped(bytes(good), data)
         planes += bytes(data.draw(st.integers(0, 4)))
         blobs.append(layout.frames.pack([memoryview(planes)], positions=positions))
     entries = [data.draw(st.integers(15, 25)), columns["entries"][1].as_py()]

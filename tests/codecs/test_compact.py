@@ -198,7 +198,7 @@ def test_compiled_and_plain_unpacking_give_equal_arrays(case: Case) -> None:
         one, other = getattr(compiled, name), getattr(plain, name)
         assert (one is None) == (other is None), name
         assert one is None or one.numpy().tobytes() == other.numpy().tobytes(), name
-    planes = case.codec.layout.unpack(case.codec.layout.open(case.table))
+    planes = case.codec.layout.unpack(case.codec.layout.open(case.codec.layout.seal(case.table)))
     starts, k = torch.from_numpy(planes.starts), case.codec.k
     first = torch.from_numpy(planes.gaps.first)
     rest = torch.from_numpy(planes.gaps.rest.astype(np.int64))

@@ -16,7 +16,8 @@ from softlabels import SoftLabels
 from softlabels.codecs import Plain
 from softlabels.errors import CorruptShardError
 from softlabels.inputs.digests import DIGEST_TYPE, prepared_digest
-from softlabels.labelset.records import Records, from_table, join, scatter, schema, to_table
+from softlabels.labelset.encoded import from_table
+from softlabels.labelset.records import Records, join, scatter, schema, to_table
 
 CLASSES, K = 1000, 2
 CODEC = Plain(CLASSES, (1.0,))

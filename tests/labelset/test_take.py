@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import softlabels as sl
 from softlabels.errors import CorruptShardError
 from softlabels.labelset import reader, shard
+from softlabels.labelset.encoded import Encoded
 from softlabels.labelset.records import IDENTITY, Records
 from softlabels.labelset.shard import Shard
 
@@ -207,13 +208,13 @@ def test_only_the_records_are_decoded_and_together(
     labels: sl.LabelSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[int] = []
-    from_table = reader.from_table
+    records = Encoded.records
 
-    def spy(table: pa.Table, *rest: Any) -> Records:
-        decoded.append(len(table))
-        return from_table(table, *rest)
+    def spy(self: Encoded, *rest: Any) -> Records:
+        decoded.append(len(self.lengths))
+        return records(self, *rest)
 
-    monkeypatch.setattr(reader, "from_table", spy)
+    monkeypatch.setattr(Encoded, "records", spy)
     labels.take([0, 9, 1, 5])
     assert decoded == [4]
 
@@ -310,13 +311,13 @@ def test_columns_that_the_format_does_not_know_are_not_read(
     made: Set, labels: sl.LabelSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
-    read = Shard.read
+    read = Shard._arrow
 
     def spy(self: Shard, row_group: int, columns: Any = None, **options: Any) -> pa.Table:
         asked.append(columns)
         return read(self, row_group, columns, **options)
 
-    monkeypatch.setattr(Shard, "read", spy)
+    monkeypatch.setattr(Shard, "_arrow", spy)
     labels.take([0])
     assert asked == [labels._shard(0).schema.names]
 

@@ -1,0 +1,68 @@
+"""Rows of a shard whose labels are still encoded: cut and joined first, then decoded together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from softlabels.labels import Labels
+
+
+class Held(Protocol):
+    """Rows as a codec keeps them, checked as far as that takes no decoding."""
+
+    @property
+    def nbytes(self) -> int:
+        """What they take, with what they refer to."""
+
+    @classmethod
+    def picked(cls, parts: Sequence[tuple[Self, int, int]]) -> Self:
+        """Rows start up to stop of each part, one part after another; at least one part."""
+
+    def labels(self, device: torch.device) -> tuple[Labels, NDArray[np.int64]]:
+        """As `Codec.decode` gives them.
+
+        Raises:
+            CorruptShardError: they are no labels.
+        """
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Rows of a codec that decodes columns as they are.
+
+    Attributes:
+        codec: whose they are.
+        table: its columns, and `positions`.
+    """
+
+    codec: Any
+    table: pa.Table
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.table.nbytes)
+
+    @classmethod
+    def picked(cls, parts: Sequence[tuple[Self, int, int]]) -> Self:
+        tables = [part.table.slice(start, stop - start) for part, start, stop in parts]
+        return cls(parts[0][0].codec, pa.concat_tables(tables))
+
+    def labels(self, device: torch.device) -> tuple[Labels, NDArray[np.int64]]:
+        found: tuple[Labels, NDArray[np.int64]] = self.codec.decode(self.table, device)
+        return found
+
+
+class ByColumns:
+    """What codecs have in common that decode columns as they are."""
+
+    def hold(self, table: pa.Table) -> Columns:
+        """Their columns of some rows."""
+        fields: list[pa.Field] = self.fields  # type: ignore[attr-defined]
+        return Columns(self, table.select(["positions", *(field.name for field in fields)]))
