@@ -16,10 +16,9 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
-import torch
 from digits import spread
 from smollm2 import fetch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 import softlabels as sl
 from softlabels.training import (
@@ -46,21 +45,19 @@ ARMS = {
 def main() -> None:
     args = parse()
     folder = args.teacher or fetch()
-    began = time.perf_counter()
-    rows = answered(str(folder), prompts(args.prompts)[: args.limit], args)
-    print(f"{len(rows)} answers in {time.perf_counter() - began:.0f} s; the first one:")
-    print(f"> {rows[0]['messages'][-1]['content']!r}\n")
+    rows = prompts(args.prompts)[: args.limit]
     shutil.rmtree(args.out, ignore_errors=True)
     began, sets = time.perf_counter(), {}
     for name, some in (("learnt", rows[len(rows) // 8 :]), ("test", rows[: len(rows) // 8])):
         sets[name] = sl.precompute(
             some, str(folder), args.out / name, column="messages", key="id", max_length=256,
-            assistant_only=True, progress=False,
+            answers=sl.Answers(max_new_tokens=args.tokens), progress=False,
         )  # fmt: skip
     totals = sets["learnt"].totals
     print(
-        f"{totals.positions:,} tokens of answers labelled in {time.perf_counter() - began:.0f} s, "
-        f"{totals.bytes / totals.positions:.0f} bytes each\n"
+        f"{totals.positions:,} tokens of answers written and labelled in "
+        f"{time.perf_counter() - began:.0f} s, {totals.bytes / totals.positions:.0f} bytes each; "
+        f"the first one:\n> {first_answer(sets['learnt'], folder)!r}\n"
     )
     print("| learns from | KL to the teacher | agrees on the next token | seconds |\n|--|--|--|--|")
     for name, loss in ARMS.items():
@@ -93,32 +90,23 @@ def main() -> None:
         print(f"| {name} | {spread(kls)} | {spread(shares)} | {mean:.0f} |", flush=True)
 
 
-def prompts(count: int) -> list[str]:
-    """Questions about what Python's own help has pages for."""
+def prompts(count: int) -> list[dict[str, Any]]:
+    """Questions about what Python's own help has pages for, as chats."""
     names = [name.replace("-", " ") for name in sorted(topics)]
-    return [ask.format(name) for ask in ASKED for name in names][:count]
+    asked = [ask.format(name) for ask in ASKED for name in names][:count]
+    return [
+        {"id": number, "messages": [{"role": "user", "content": text}]}
+        for number, text in enumerate(asked)
+    ]
 
 
-@torch.no_grad()
-def answered(folder: str, questions: list[str], args: Any) -> list[dict[str, Any]]:
-    """The teacher's likeliest answers, as conversations."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    rows = []
-    for start in range(0, len(questions), 16):
-        asked = [[{"role": "user", "content": text}] for text in questions[start : start + 16]]
-        texts = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-        given = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
-        found = model.generate(
-            **given, max_new_tokens=args.tokens, do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
-        new = found[:, given["input_ids"].shape[1] :]
-        for turns, text in zip(asked, tokenizer.batch_decode(new, True), strict=True):
-            reply = {"role": "assistant", "content": text.strip() or "…"}
-            rows.append({"id": len(rows), "messages": [*turns, reply]})
-    return rows
+def first_answer(labels: sl.LabelSet, folder: Path) -> str:
+    """What the teacher wrote, as text."""
+    records = labels.take([0])
+    assert records.token_ids is not None
+    (predicted,) = records.wanted.nonzero()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return str(tokenizer.decode(records.token_ids[predicted + 1], skip_special_tokens=True))
 
 
 def parse() -> argparse.Namespace:

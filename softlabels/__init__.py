@@ -1,6 +1,7 @@
 """Label once, distil forever: teacher logits in label sets, joined to any student's inputs."""
 
 from softlabels import errors, losses, teachers
+from softlabels.inputs.preparation import Answers
 from softlabels.inputs.transforms import torchvision_views
 from softlabels.inputs.views import Views
 from softlabels.labels import BinaryLabels, Embeddings, SoftLabels
@@ -16,6 +17,7 @@ from softlabels.selection import Dense, Sampled, TopK, TopP
 __version__ = "0.1.0"
 
 __all__ = [
+    "Answers",
     "BinaryLabels",
     "Dense",
     "Embeddings",

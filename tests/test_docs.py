@@ -44,14 +44,18 @@ def test_the_page_on_loading_runs(folder: Path, model: Any) -> None:
     assert len(list(names["fused"])) == len(list(names["chosen"])) == len(names["fused"])
 
 
-def test_the_page_on_kinds_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_on_kinds_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher_dir: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
+    shutil.copytree(teacher_dir, tmp_path / "models" / "SmolLM2-135M-Instruct")
     names: dict[str, Any] = {}
     found = blocks("KINDS.md")
-    assert len(found) == 5
+    assert len(found) == 6
     for block in found:
         exec(block, names)
     assert names["gold"].shape == ()
+    assert names["told"]["soft_labels"].mask.sum() == names["answers"].totals.positions > 0
     assert names["batch"]["soft_labels"].shape == (8,)
     assert [batch["view"].unique().tolist() for batch in names["loader"]] == [[0]] * 5
     assert (names["vectors"].plan.kind, names["smaller"].codec.dtype) == ("embedding", "float16")

@@ -30,9 +30,6 @@ def _whole_number(_: Any, tokens: Sequence[Token]) -> int:
         raise ValueError(f"{quoted(tokens[0].value)} is no whole number") from None
 
 
-CodecName = Literal["compact", "tiny", "lossless", "plain"]
-
-
 @dataclass(frozen=True, kw_only=True)
 class PrecomputeArguments:
     """What `softlabels precompute` takes; `softlabels.precompute` explains each at length."""
@@ -76,6 +73,15 @@ class PrecomputeArguments:
     assistant_only: Annotated[
         bool, _help("Of messages, label only what predicts the assistant's tokens.")
     ] = False
+    answers: Annotated[
+        int | None,
+        _count("The column holds prompts: label the teacher's answers, of so many tokens at most."),
+    ] = None
+    answer_temperature: Annotated[
+        float, _help("Draw their tokens at this temperature; 0 takes the likeliest.")
+    ] = 0.0
+    answer_top_p: Annotated[float, _help("Draw from as few tokens as reach this mass.")] = 1.0
+    answer_seed: Annotated[int, _count("Of these draws.")] = 0
     temperatures: Annotated[
         tuple[float, ...] | None,
         Parameter(
@@ -85,11 +91,12 @@ class PrecomputeArguments:
         ),
     ] = None
     codec: Annotated[
-        CodecName | Literal["sampled"] | None,
+        str | None,
         _help(
             "compact: a third of float32's bytes; tiny: compact for k = 8; lossless: the logits "
-            "bit for bit; plain: float32 lists that anyone can read; sampled: for --draws. The "
-            "plan's when resuming, else what fits."
+            "bit for bit; plain: float32 lists that anyone can read; sampled: for --draws. Of "
+            "several labels: binary, binary:BITS or binary_plain. Of vectors: float32, float16, "
+            "int8, product or product:BYTES. The plan's when resuming, else what fits."
         ),
     ] = None
     store_inputs: Annotated[
@@ -187,7 +194,13 @@ class DeriveArguments:
         tuple[str, ...] | None,
         Parameter(help="Sets to append, of the same recipe.", consume_multiple=True, negative=""),
     ] = None
-    codec: Annotated[CodecName | None, _help("How entries are written; as in the source.")] = None
+    codec: Annotated[
+        str | None,
+        _help(
+            "How labels are written: compact, tiny, lossless, plain, or what precompute has for "
+            "other kinds of label; as in the source."
+        ),
+    ] = None
     label: Annotated[
         str | None, _help("Column of hard labels, of a teacher that gives one label a sample.")
     ] = None

@@ -8,12 +8,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from softlabels.cli.arguments import DeriveArguments, PlanArguments, PrecomputeArguments
 from softlabels.cli.forecast import show_forecast
 from softlabels.cli.output import check_file
 from softlabels.cli.screen import Screen
 from softlabels.errors import InputError, quoted
+from softlabels.inputs.preparation import Answers
 from softlabels.labelset.derive import derive
+from softlabels.labelset.plan import first_problem
 from softlabels.labelset.reader import LabelSet
 from softlabels.precompute.executors import Executor, Ray
 from softlabels.precompute.forecast import plan
@@ -133,8 +137,30 @@ def _settings(arguments: PrecomputeArguments) -> dict[str, Any]:
     )
     return {
         "selection": _selection(arguments),
+        "answers": _answers(arguments),
         **{name: getattr(arguments, name) for name in names.split()},
     }
+
+
+def _answers(arguments: PrecomputeArguments) -> Answers | None:
+    settings = {
+        "temperature": arguments.answer_temperature,
+        "top_p": arguments.answer_top_p,
+        "seed": arguments.answer_seed,
+    }
+    if arguments.answers is None:
+        default = Answers()
+        named = [name for name, value in settings.items() if value != getattr(default, name)]
+        if named:
+            raise InputError(
+                f"--answer-{named[0].replace('_', '-')} says how answers are drawn; say how long "
+                "they may be, too: --answers 256"
+            )
+        return None
+    try:
+        return Answers.model_validate({"max_new_tokens": arguments.answers, **settings})
+    except ValidationError as error:
+        raise InputError(f"answers: {first_problem(error)}") from None
 
 
 def _selection(arguments: PrecomputeArguments) -> Selection | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
@@ -11,7 +11,8 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from softlabels.codecs.binary import Binary
+from softlabels.codecs import product, vectors
+from softlabels.codecs.binary import MAX_BITS, MIN_BITS, Binary
 from softlabels.codecs.binary_plain import BinaryPlain
 from softlabels.codecs.compact import Compact, scale_of
 from softlabels.codecs.held import Held
@@ -68,6 +69,10 @@ class Codec(Protocol):
     @property
     def split_columns(self) -> list[str]:
         """Parquet leaf columns to store with BYTE_STREAM_SPLIT."""
+
+    @property
+    def dictionary_columns(self) -> list[str]:
+        """Parquet leaf columns to store by a dictionary."""
 
     @property
     def packed_columns(self) -> list[str]:
@@ -145,6 +150,8 @@ PRESETS = {
     "int8": Preset("int8"),
     "product": Preset("product"),
 }
+# The setting that a number after a name stands for, as in "binary:8" and "product:96".
+_NUMBERS = {"binary": "bits", "product": "parts"}
 DEFAULT = "compact"
 _DEFAULTS = {"categorical": DEFAULT, "binary": "binary", "embedding": "float16"}
 
@@ -160,11 +167,44 @@ def names(kind: str = "categorical") -> str:
     return ", ".join(name for name in fitting if name != "sampled")
 
 
+def split(name: str) -> tuple[str, int | None]:
+    """A codec's name, and the number after it: bits a class of binary, bytes a vector of product.
+
+    Raises:
+        InputError: another codec has a number, or it is none.
+    """
+    base, colon, number = name.partition(":")
+    if not colon:
+        return base, None
+    if base not in _NUMBERS or not (number.isascii() and number.isdecimal()) or not int(number):
+        raise InputError(
+            f"the codec {quoted(name)}: a number from 1 on may follow two names, binary:BITS of a "
+            "class and product:BYTES of a vector"
+        )
+    return base, int(number)
+
+
 def preset(name: str, kind: str = "categorical") -> Preset:
-    """The preset of that name; raises `InputError` if there is none."""
-    if name not in PRESETS:
+    """The preset of that name, and a number after it; raises `InputError` if there is none."""
+    base, number = split(name)
+    if base not in PRESETS:
         raise InputError(f"there is no codec {quoted(name)}; choose from {names(kind)}")
-    return PRESETS[name]
+    return PRESETS[base] if number is None else replace(PRESETS[base], codec=name)
+
+
+def largest(settings: Mapping[str, Any]) -> float:
+    """Of a vector's numbers, what a codec that wrote itself as JSON can hold."""
+    return {"float16": vectors.LARGEST, "product": product.LARGEST}.get(
+        str(settings.get("name")), np.finfo(np.float32).max.item()
+    )
+
+
+def is_same(name: str, settings: Mapping[str, Any]) -> bool:
+    """Whether a codec that wrote itself as JSON is the one of that name and number."""
+    base, number = split(name)
+    return settings.get("name") == base and (
+        number is None or settings.get(_NUMBERS[base]) == number
+    )
 
 
 @dataclass(frozen=True)
@@ -195,12 +235,17 @@ class Needs:
         Raises:
             InputError: saying why, and which can.
         """
+        name, number = split(name)
         known = _CODECS.get(PRESETS[name].codec if name in PRESETS else name)
         if known is not None and known.kind != self.kind:
             raise InputError(
                 f"the codec {name} writes labels of the kind {known.kind}, and these are "
                 f"{self.kind}; choose from {names(self.kind)}"
             )
+        if name == "binary" and number is not None and not MIN_BITS <= number <= MAX_BITS:
+            raise InputError(f"binary:{number}: a class takes {MIN_BITS} to {MAX_BITS} bits")
+        if name == "product" and number is not None and self.classes % number:
+            raise InputError(f"{self.classes} numbers do not make {number} equal parts of a byte")
         if name == "lossless" and not self.logits_known:
             raise InputError(
                 "the codec lossless keeps logits, and the teacher gives normalised values only; "
@@ -216,6 +261,7 @@ def resolve(name: str, needs: Needs, *, pilot: Callable[[], Any]) -> Codec:
     """The codec of that name, with what it learns from the data.
 
     Args:
+        name: one of `PRESETS`' codecs, and a number where it takes one: "binary:8", "product:96".
         pilot: labels of a sample of the data, batch shape (positions,); of no positions where
             there is none to be had.
 
@@ -223,6 +269,7 @@ def resolve(name: str, needs: Needs, *, pilot: Callable[[], Any]) -> Codec:
         InputError: there is no such codec, or it cannot write what is needed.
     """
     needs.check(name)
+    name, number = split(name)
     if name not in _CODECS:
         raise InputError(f"there is no codec {quoted(name)}; choose from {names(needs.kind)}")
     match name:
@@ -235,9 +282,12 @@ def resolve(name: str, needs: Needs, *, pilot: Callable[[], Any]) -> Codec:
         case "int8":
             return Int8(needs.classes)
         case "product":
-            return Product.learn(pilot().vectors.float().numpy())
+            found = pilot().vectors.float().numpy()
+            # What it cannot hold is said of the sample, by its key, when that is labelled.
+            fits = np.abs(found).max(-1, initial=0) <= product.LARGEST
+            return Product.learn(found[fits], parts=number)
         case "binary":
-            return _binary(needs, pilot())
+            return _binary(needs, pilot(), number)
     labels = pilot()
     codec: Packed[SoftLabels]
     table = IdTable.count(needs.classes, labels.ids[labels.log_probs > -torch.inf].numpy())
@@ -257,9 +307,12 @@ def resolve(name: str, needs: Needs, *, pilot: Callable[[], Any]) -> Codec:
     return codec.trained(labels) if len(labels) else codec
 
 
-def _binary(needs: Needs, labels: BinaryLabels) -> Binary:
+def _binary(needs: Needs, labels: BinaryLabels, bits: int | None) -> Binary:
     table = IdTable.count(needs.classes, labels.ids.numpy())
-    codec = Binary(needs.classes, needs.k, needs.temperatures, table, logits_known=False)
+    settings: dict[str, Any] = {} if bits is None else {"bits": bits}
+    codec = Binary(
+        needs.classes, needs.k, needs.temperatures, table, logits_known=False, **settings
+    )
     return codec.trained(labels) if len(labels) else codec
 
 

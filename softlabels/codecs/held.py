@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
@@ -61,6 +61,8 @@ class Columns:
 
 class ByColumns:
     """What codecs have in common that decode columns as they are."""
+
+    dictionary_columns: ClassVar[list[str]] = []
 
     def hold(self, table: pa.Table) -> Columns:
         """Their columns of some rows."""

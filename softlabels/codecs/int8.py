@@ -37,6 +37,9 @@ class Int8(ByColumns):
     width: int
     ordered: ClassVar[bool] = False
     packed_columns: ClassVar[list[str]] = []
+    split_columns: ClassVar[list[str]] = ["scales.list.element"]
+    # Parquet has no int8, only int32: by a dictionary a number takes a byte before it is packed.
+    dictionary_columns: ClassVar[list[str]] = ["vectors.list.element"]
     logits_dtype: ClassVar[torch.dtype | None] = None
     kind: ClassVar[str] = "embedding"
 
@@ -50,10 +53,6 @@ class Int8(ByColumns):
             pa.field("vectors", pa.list_(pa.int8()), nullable=False),
             pa.field("scales", pa.list_(pa.float32()), nullable=False),
         ]
-
-    @property
-    def split_columns(self) -> list[str]:
-        return ["scales.list.element"]
 
     def encode(self, labels: Embeddings, offsets: NDArray[np.int64]) -> dict[str, pa.Array]:
         vectors = checked(labels, self.width)

@@ -58,6 +58,7 @@ class Packed(ABC, Generic[L]):
     kind: ClassVar[str] = "categorical"
     ordered: ClassVar[bool] = False
     split_columns: ClassVar[list[str]] = []
+    dictionary_columns: ClassVar[list[str]] = []
     packed_columns: ClassVar[list[str]] = ["packed"]
 
     def __post_init__(self) -> None:

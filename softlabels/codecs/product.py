@@ -31,7 +31,7 @@ _ROUNDS = 25
 # Plans are read whole: a book of 4,096 numbers a vector takes 4 MiB.
 _MOST_NUMBERS = 1 << 22
 # Products of two larger ones, summed over the numbers of a vector, may be too large for float32.
-_LARGEST = 1e16
+LARGEST = 1e16
 
 
 @dataclass(frozen=True)
@@ -151,10 +151,10 @@ def _check_size(vectors: Floats) -> None:
     """Refuse what has no nearest centroid in float32; raises `InputError`."""
     largest = float(np.abs(vectors).max(initial=0))
     # Written so that a NaN is refused as well.
-    if not largest <= _LARGEST:
+    if not largest <= LARGEST:
         raise InputError(
             f"a number of a vector is {largest:g}, and product codes are made for numbers up to "
-            f"{_LARGEST:g}; choose the codec float32 or int8"
+            f"{LARGEST:g}; choose the codec float32 or int8"
         )
 
 

@@ -18,6 +18,8 @@ from softlabels.errors import InputError
 from softlabels.labels import Embeddings
 
 _TYPES = {"float32": pa.float32(), "float16": pa.float16()}
+# The largest number of float16.
+LARGEST = 65504.0
 
 
 @dataclass(frozen=True)

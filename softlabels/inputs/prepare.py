@@ -35,6 +35,8 @@ def prepare(
     """
     if preparation.kind == "messages":
         _check_chat(tokenizer, preparation)
+    if preparation.answers is not None:
+        preparation = preparation.of_prompts
     around = _around(tokenizer) if preparation.special_tokens == "window" else ((), ())
     cut = Cutter(preparation, classes, around)
     for row, (tokens, wanted) in enumerate(_tokenise(column, preparation, tokenizer)):
@@ -100,7 +102,10 @@ def _tokenise(
             return_attention_mask=False,
             verbose=False,
         )["input_ids"]
+        end = getattr(tokenizer, "eos_token_id", None)
         for text, ids in zip(texts, encoded, strict=True):
+            if preparation.answers is not None and preparation.special_tokens and ids[-1:] == [end]:
+                ids = ids[:-1]  # a prompt is gone on with
             # A tokenizer that adds BOS makes one token of an empty sample: still nothing to learn.
             yield np.asarray(ids if text else (), np.int64), None
         return
@@ -116,7 +121,7 @@ def _chat(messages: list[Any], preparation: Preparation, tokenizer: Any) -> Toke
         return np.empty(0, np.int64), None
     if None in messages:
         return f"message {messages.index(None)} is null", None
-    text = render(tokenizer, messages)
+    text = render(tokenizer, messages, answer=preparation.answers is not None)
     encoded = tokenizer(
         text,
         add_special_tokens=False,  # the template writes its own

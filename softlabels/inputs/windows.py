@@ -87,6 +87,33 @@ class Windows:
         wanted[self.offsets[:-1]] = True
         return replace(self, wanted=wanted)
 
+    def with_answers(self, answers: Sequence[Int64s | None]) -> Windows:
+        """The records that have one, each with its answer, labelled where that is predicted."""
+        assert self.token_ids is not None
+        kept = [number for number, answer in enumerate(answers) if answer is not None]
+        tokens, wanted = [], []
+        for number in kept:
+            answer = answers[number]
+            assert answer is not None
+            prompt = self.token_ids[self.offsets[number] : self.offsets[number + 1]]
+            tokens.append(np.concatenate([prompt, answer]))
+            predicted = np.zeros(len(tokens[-1]), bool)
+            predicted[len(prompt) - 1 : -1] = True
+            wanted.append(predicted)
+        lengths = np.asarray([len(ids) for ids in tokens], np.int64)
+        return replace(
+            self,
+            rows=self.rows[kept],
+            parts=self.parts[kept],
+            starts=self.starts[kept],
+            source_lengths=lengths,
+            token_ids=np.concatenate([np.empty(0, np.int64), *tokens]),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]),
+            next_ids=np.full(len(kept), -1),
+            wanted=np.concatenate([np.empty(0, bool), *wanted]),
+            digests=[prepared_digest(ids) for ids in tokens],
+        )
+
     def tokens_of(self, records: Int64s) -> Int64s:
         """Indices of the tokens (positions) of some records, one record after another."""
         lengths = self.lengths[records]

@@ -217,7 +217,7 @@ def with_codec(
     """
     if earlier is not None:
         # Another name is refused when the plans are compared.
-        same = name is None or earlier.codec.get("name") == name
+        same = name is None or codecs.is_same(name, earlier.codec)
         return plan.model_copy(update={"codec": earlier.codec if same else {"name": name}})
     selection = plan.selection.make()
     needs = codecs.Needs(

@@ -72,14 +72,17 @@ def write(
     plan_digest: str,
 ) -> None:
     """Write a unit's records to a new file."""
-    split = [name for name in codec.split_columns if name.split(".")[0] in schema.names]
+    split, listed = (
+        [name for name in names if name.split(".")[0] in schema.names]
+        for names in (codec.split_columns, codec.dictionary_columns)
+    )
     with pq.ParquetWriter(
         path,
         schema,
         compression={
             leaf: "NONE" if leaf in codec.packed_columns else "ZSTD" for leaf in _leaves(schema)
         },
-        use_dictionary=False,
+        use_dictionary=listed or False,
         write_statistics=False,
         use_byte_stream_split=[*split, "input_ids.list.element"],
         write_page_checksum=True,

@@ -242,6 +242,11 @@ def _check(
 ) -> None:
     if on_missing not in ON_MISSING:
         raise InputError(f"on_missing is {on_missing!r}; it is one of {', '.join(ON_MISSING)}")
+    if on_missing == "hard-label" and labels.plan.preparation.answers is not None:
+        raise InputError(
+            f"{labels.name} has the teacher's answers to prompts; a prompt without labels has no "
+            "answer to train on: leave it out with on_missing='skip'"
+        )
     if verify_inputs not in VERIFY:
         raise InputError(f"verify_inputs is {verify_inputs!r}; it is one of {', '.join(VERIFY)}")
     if data is None and not labels.plan.store_inputs:

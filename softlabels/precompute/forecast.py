@@ -153,6 +153,7 @@ def _label(job: Job, numbers: list[int], tracker: Tracker) -> Sample:
         prepared = label.prepare(unit)
         read = time.perf_counter()
         tracker.start(len(table))
+        prepared = label.answered(prepared)
         labelled = label(prepared, _share_of_probes(job, len(table)))
         seconds["reading"] += read - began
         seconds["labels"] += time.perf_counter() - read

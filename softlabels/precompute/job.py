@@ -18,7 +18,7 @@ from softlabels.codecs import Plain, Preset
 from softlabels.errors import InputError, quoted
 from softlabels.inputs import tokenizer as tokenizers
 from softlabels.inputs.arrays import array_of, values_of
-from softlabels.inputs.preparation import OnLong, Preparation
+from softlabels.inputs.preparation import Answers, OnLong, Preparation
 from softlabels.inputs.samples import Partners
 from softlabels.inputs.sources import Source, open_source
 from softlabels.inputs.views import Views
@@ -28,7 +28,13 @@ from softlabels.precompute.label import OnError
 from softlabels.precompute.pilot import default_batch_values, find_batch_tokens, pilot
 from softlabels.selection import Dense, Sampled, Selection, TopK, TopOdds, TopP
 from softlabels.teachers import LabelTeacher, Teacher, TeacherIdentity, resolve
-from softlabels.teachers.traits import class_names_of, kind_of, positions_rule, takes_arrays
+from softlabels.teachers.traits import (
+    Answering,
+    class_names_of,
+    kind_of,
+    positions_rule,
+    takes_arrays,
+)
 
 DEFAULT_TEMPERATURES = (1.0, 2.0, 4.0)
 DEFAULT_UNIT_ROWS = 256
@@ -165,6 +171,7 @@ def settle(
     overlap: int = 0,
     on_long: OnLong = "window",
     assistant_only: bool = False,
+    answers: Answers | None = None,
     temperatures: Sequence[float] | None = None,
     codec: str | None = None,
     store_inputs: bool | None = None,
@@ -212,16 +219,18 @@ def settle(
             f"label names the column {quoted(label)}, one hard label a sample, and the teacher "
             "gives many; leave it out"
         )
+    _check_answers(answers, known, store_inputs=store_inputs)
     special_tokens = _special_tokens(known, source, earlier)
     try:
         preparation = Preparation(
             kind=source.kind,  # type: ignore[arg-type]
             max_length=max_length,
             overlap=overlap,
-            on_long=on_long,
+            on_long="reject" if answers is not None and on_long == "window" else on_long,
             special_tokens=special_tokens,
             assistant_only=assistant_only,
             positions=positions_rule(known),
+            answers=answers,
         )
     except ValidationError as error:
         raise InputError(plans.first_problem(error)) from None
@@ -314,6 +323,24 @@ def _check_arrays(
         raise InputError(
             "store_inputs: a label set carries token ids, no arrays, which students join from the "
             "data; leave it out"
+        )
+
+
+def _check_answers(answers: Any, teacher: Teacher, *, store_inputs: bool | None) -> None:
+    """Refuse answers that the teacher cannot give, or that nothing would keep."""
+    if answers is None:
+        return
+    if not isinstance(answers, Answers):
+        raise InputError(f"answers is {answers!r}; expected softlabels.Answers(…)")
+    if not isinstance(teacher, Answering) or getattr(teacher, "alignment", "next") != "next":
+        raise InputError(
+            "answers are written by causal language models of transformers, and the teacher is "
+            "none; write them with it yourself, and label them as messages with assistant_only"
+        )
+    if store_inputs is False:
+        raise InputError(
+            "the answers are the teacher's, so that the data does not have them: leave out "
+            "store_inputs"
         )
 
 

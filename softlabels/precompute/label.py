@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -27,6 +27,7 @@ from softlabels.labelset.plan import Plan
 from softlabels.labelset.probes import choose
 from softlabels.labelset.shard import UnitSummary
 from softlabels.memory import sent
+from softlabels.precompute.answers import answered
 from softlabels.precompute.batches import (
     bucketed,
     of_one_shape,
@@ -85,9 +86,14 @@ class Labeller:
 
     def prepare(self, unit: Unit) -> Prepared:
         """Make records of a unit's samples, as the teacher takes them; its weights are not used."""
-        data = self.plan.data
-        digests, whole = unit.digests(data.columns)
+        digests, whole = unit.digests(self.plan.data.columns)
         windows = self._windows(unit)
+        return self._prepared(unit, whole, windows, digests)
+
+    def _prepared(
+        self, unit: Unit, whole: str, windows: Windows, digests: Sequence[bytes]
+    ) -> Prepared:
+        data = self.plan.data
         if data.label is not None:
             hard = hard_labels(
                 unit.table.column(data.label),
@@ -102,6 +108,25 @@ class Labeller:
             seed = self.selection.settings["seed"]
             numbers = uniforms(seed, identity, windows.lengths)
         return Prepared(unit, whole, windows, identity, numbers)
+
+    def answered(self, prepared: Prepared) -> Prepared:
+        """A unit of prompts with the teacher's answers; of another the unit itself.
+
+        Raises:
+            LabellingError: the teacher runs out of memory on one prompt.
+        """
+        preparation = self.plan.preparation
+        if preparation.answers is None:
+            return prepared
+        windows = answered(
+            prepared.windows,
+            self.teacher,
+            preparation.answers,
+            max_length=preparation.max_length,
+            batch_tokens=self.plan.batch_tokens,
+        )
+        digests, whole = prepared.unit.digests(self.plan.data.columns)
+        return self._prepared(prepared.unit, whole, windows, digests)
 
     def _windows(self, unit: Unit) -> Windows:
         column, preparation = unit.table.column(self.plan.data.columns[0]), self.plan.preparation
@@ -127,6 +152,7 @@ class Labeller:
         """Label a unit.
 
         Args:
+            prepared: and where it is one of prompts, answered.
             probes: how many of its positions are kept dense too.
 
         Raises:
@@ -212,7 +238,7 @@ class Labeller:
             arrive()
         owners = np.repeat(np.arange(len(windows)), windows.lengths)[windows.wanted]
         for record in np.unique(owners[~out.whole.numpy()]).tolist():
-            failures.setdefault(record, "the teacher's logits are NaN or infinite")
+            failures.setdefault(record, out.fault)
         return failures
 
     def _batches(self, windows: Windows, batch_tokens: int) -> Iterator[tuple[Int64s, Inputs]]:

@@ -48,22 +48,25 @@ def pilot(source: Source, plan: Plan, teacher: Teacher) -> Labels:
         source.rows, min(rows, source.rows), replace=False, shuffle=False
     )
     table = source.read(sorted(chosen.tolist()), source.columns)
-    short = plan.preparation.model_copy(
-        update={
-            "max_length": min(_TOKENS, plan.preparation.max_length),
-            "overlap": 0,
-            "on_long": "truncate",
-            "assistant_only": False,
-        }
-    )
+    whole = plan.preparation
+    short = {
+        "max_length": min(_TOKENS, whole.max_length),
+        "overlap": 0,
+        "on_long": "truncate",
+        "assistant_only": False,
+    }
+    if whole.answers is not None:  # their beginnings, to whole prompts
+        new_tokens = min(_TOKENS, whole.answers.max_new_tokens)
+        short = {"answers": whole.answers.model_copy(update={"max_new_tokens": new_tokens})}
     label = Labeller(
         teacher,
         selection,
-        plan.model_copy(update={"preparation": short}),
+        plan.model_copy(update={"preparation": whole.model_copy(update=short)}),
         "skip",
         keep_logits=plan.teacher.logits_known and not selection.sampled,
     )
-    return label(label.prepare(Unit(0, table, source.keys(table, 0)))).records.labels
+    prepared = label.prepare(Unit(0, table, source.keys(table, 0)))
+    return label(label.answered(prepared)).records.labels
 
 
 def _gives_one(teacher: Teacher) -> bool:

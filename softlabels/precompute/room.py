@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from softlabels import codecs
 from softlabels.errors import TeacherError
 from softlabels.inputs.windows import Windows
 from softlabels.labels import BinaryLabels, Embeddings, Labels, SoftLabels
@@ -86,14 +87,30 @@ class Room:
 
     @property
     def whole(self) -> torch.Tensor:
-        """Which positions have labels that are numbers, bool, (positions,)."""
+        """Which positions have labels that are numbers and can be kept, bool, (positions,)."""
         match self.labels:
             case SoftLabels(logsumexp=torch.Tensor() as logsumexp):
                 return torch.isfinite(logsumexp)
             case SoftLabels(log_probs=values):
                 return ~values.isnan().any(-1)
-            case BinaryLabels(log_odds=values) | Embeddings(vectors=values):
+            case BinaryLabels(log_odds=values):
                 return torch.isfinite(values).all(-1)
+            case Embeddings(vectors=values):
+                return (values.abs() <= self._largest).all(-1)
+
+    @property
+    def fault(self) -> str:
+        """What is wrong with a record of which a position is not whole."""
+        if self._plan.kind != "embedding":
+            return "the teacher's logits are NaN or infinite"
+        return (
+            "a number of the teacher's vector is NaN, or more than the codec "
+            f"{self._plan.codec['name']} holds, {self._largest:g}"
+        )
+
+    @property
+    def _largest(self) -> float:
+        return codecs.largest(self._plan.codec)
 
 
 class Coming:

@@ -10,7 +10,7 @@ from typing import Any
 
 from softlabels import ranks
 from softlabels.errors import InputError
-from softlabels.inputs.preparation import OnLong
+from softlabels.inputs.preparation import Answers, OnLong
 from softlabels.inputs.views import Views
 from softlabels.labelset.manifest import Receipt
 from softlabels.labelset.reader import LabelSet
@@ -44,6 +44,7 @@ def precompute(
     overlap: int = 0,
     on_long: OnLong = "window",
     assistant_only: bool = False,
+    answers: Answers | None = None,
     temperatures: Sequence[float] | None = None,
     codec: str | None = None,
     store_inputs: bool | None = None,
@@ -88,12 +89,18 @@ def precompute(
         on_long: samples above max_length: "window" cuts them into several records, "truncate"
             drops their end, "reject" notes them in the rejects table, "raise" stops.
         assistant_only: of messages, label only what predicts the assistant's tokens.
+        answers: the column holds prompts, text or chats that end before the assistant's turn: the
+            teacher answers each, and what it believed of every token of its answer is labelled
+            (sequence-level distillation). Prompts that leave no room for an answer are rejected,
+            and max_length is of both. The set carries the answers; of a causal LM only.
         temperatures: where the mass of the classes not kept is stored, for losses at these T:
             1, 2 and 4, or what a teacher without logits can tell; none for `Sampled`.
         codec: how entries are written: "compact", a third of float32's bytes for an added KL of
             1.2e-4 nats at k = 64; "tiny", the same for k = 8 by default; "lossless", the logits
             bit for bit; "plain", float32 lists that anyone can read; "sampled" for `Sampled`, and
-            for that alone. The plan's when resuming, else "compact".
+            for that alone. Of independent classes: "binary", or with its bits "binary:8", and
+            "binary_plain". Of vectors: "float16", "float32", "int8", "product", or with its bytes
+            "product:96". The plan's when resuming, else the first one of the kind.
         store_inputs: keep the token ids in the set, so that it can be trained on by itself, which
             is the default; arrays are never kept.
         probes: keep the dense logits of so many positions, spread over the data, bit for bit: a
@@ -146,6 +153,7 @@ def precompute(
         overlap=overlap,
         on_long=on_long,
         assistant_only=assistant_only,
+        answers=answers,
         temperatures=temperatures,
         codec=codec,
         store_inputs=store_inputs,

@@ -108,7 +108,7 @@ class Step:
         """
         rows, began = self.source.rows, time.perf_counter()
         share = quota(self.writer.plan.probes, task.rows, rows) if rows else 0
-        labelled = self.labeller(prepared, share)
+        labelled = self.labeller(self.labeller.answered(prepared), share)
         return Made(labelled, time.perf_counter() - began)
 
     def publish(self, made: Made) -> Receipt:

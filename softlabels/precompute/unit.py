@@ -88,7 +88,7 @@ def reject(unit: Unit, row: int, part: int, reason: str) -> dict[str, Any]:
     return {"key": unit.keys[row].as_py(), "part": part, "reason": reason[:500]}
 
 
-def identity_of(windows: Windows, unit: Unit, digests: list[bytes]) -> pa.Table:
+def identity_of(windows: Windows, unit: Unit, digests: Sequence[bytes]) -> pa.Table:
     """Who each record is, and the digests of what it was made from; see `Records.identity`."""
     rows = windows.rows
     views = np.zeros(len(windows), np.int32) if windows.views is None else windows.views

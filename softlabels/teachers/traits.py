@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from softlabels.errors import TeacherError
-from softlabels.inputs.preparation import Positions
+from softlabels.inputs.preparation import Answers, Positions
 
 Kind = Literal["categorical", "binary", "embedding"]
 KINDS: tuple[Kind, ...] = ("categorical", "binary", "embedding")
+
+
+@runtime_checkable
+class Answering(Protocol):
+    """A teacher that goes on where a prompt ends."""
+
+    def answers(
+        self, input_ids: Tensor, *, padding: Tensor, room: int, settings: Answers
+    ) -> Sequence[Tensor]:
+        """The new tokens of each row, with the one that ends an answer where there was one.
+
+        Args:
+            input_ids: int64, (B, T), padded on the left.
+            padding: bool, (B, T).
+            room: new tokens, at most.
+            settings: how they are chosen; random ones are torch's, seeded by the caller.
+        """
 
 
 def kind_of(teacher: Any) -> Kind:

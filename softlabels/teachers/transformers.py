@@ -14,6 +14,7 @@ import transformers
 from torch import Tensor, nn
 
 from softlabels.errors import TeacherError, quoted
+from softlabels.inputs.preparation import Answers
 from softlabels.memory import sent
 from softlabels.teachers.checkpoint import (
     Checkpoint,
@@ -345,6 +346,48 @@ class CausalLM(Pretrained):
             )
         self.model.eval()
         yield from self._answers(self._packed(input_ids, padding, position_ids), wanted)
+
+    @torch.no_grad()
+    def answers(
+        self, input_ids: Tensor, *, padding: Tensor, room: int, settings: Answers
+    ) -> list[Tensor]:
+        """As `softlabels.teachers.traits.Answering`: drawn from the model's own distribution.
+
+        Nothing of the model's generation config counts but the tokens that end an answer.
+
+        Raises:
+            TeacherError: the model cannot generate.
+        """
+        self.model.eval()
+        if not getattr(self.model, "can_generate", lambda: False)():
+            raise TeacherError(f"a {type(self.model).__name__} cannot generate text")
+        ends = self._ends
+        pad = ends[0] if ends else 0
+        drawn = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+        chosen = transformers.GenerationConfig(  # type: ignore[no-untyped-call]
+            max_new_tokens=room,
+            do_sample=settings.temperature > 0,
+            eos_token_id=ends or None,
+            pad_token_id=pad,
+            **(drawn if settings.temperature > 0 else {}),
+        )
+        found = self.model.generate(
+            input_ids=sent(input_ids.masked_fill(padding, pad), self.device),
+            attention_mask=sent((~padding).long(), self.device),
+            generation_config=chosen,
+        )[:, input_ids.shape[1] :].cpu()
+        ended = torch.isin(found, torch.tensor(ends, dtype=found.dtype))
+        # What follows the first end is padding; the one that ends an answer belongs to it.
+        lengths = (~(ended.cumsum(1) - ended.long()).bool()).sum(1).tolist()
+        return [row[:length] for row, length in zip(found, lengths, strict=True)]
+
+    @property
+    def _ends(self) -> list[int]:
+        """The tokens that end an answer: the generation config's, and the tokenizer's."""
+        told = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
+        ends = [told] if isinstance(told, int) else list(told or [])
+        ends.append(getattr(self.tokenizer, "eos_token_id", None))
+        return sorted({end for end in ends if end is not None})
 
     def _packed(
         self, input_ids: Tensor, padding: Tensor, position_ids: Tensor

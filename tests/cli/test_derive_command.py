@@ -102,7 +102,8 @@ WRONG = {
     "more entries": (("--k", "9"), {}, "k is 9; the source holds 8 entries"),
     "no entries": (("--k", "0"), {}, "k is 0"),
     "no number": (("--k", "many"), {}, '"many"'),
-    "no codec": (("--codec", "sampled"), {}, '"compact", "tiny", "lossless", "plain"'),
+    "no codec": (("--codec", "sampled"), {}, "choose from tiny, compact, lossless, plain"),
+    "unknown codec": (("--codec", "zip"), {}, 'there is no codec "zip"; choose from tiny'),
     "no flag": (("--frob",), {}, "--frob"),
     "lossless of plain": (("--codec", "lossless"), {"codec": "plain"}, "from lossless alone"),
 }

@@ -13,7 +13,7 @@ import torch
 
 import softlabels as sl
 from softlabels.cli import main
-from softlabels.errors import InputError, KindError
+from softlabels.errors import InputError, KindError, LabellingError, PlanMismatchError
 from softlabels.labelset.verify import repair, verify
 
 WIDTH, CLASSES = 12, 20
@@ -235,3 +235,90 @@ def test_the_card_says_how_a_set_of_each_kind_is_read(tmp_path: Path) -> None:
     card = (tmp_path / "b" / "README.md").read_text()
     assert "vectors of 20 numbers at every position |" in card
     assert "`scales`" in card
+
+
+def test_bits_and_parts_of_a_codec_are_chosen_by_a_number(tmp_path: Path) -> None:
+    many = [{"id": i, "frames": row["frames"]} for i, row in enumerate(rows(300))]
+    settings: dict[str, Any] = {"column": "frames", "key": "id", "unit_rows": 150}
+    by = teacher("embedding")
+    sizes = []
+    for name, parts in (("product", 2), ("product:4", 4), ("product:20", 20)):
+        labels = sl.precompute(many, by, tmp_path / name, codec=name, **settings)
+        assert labels.plan.codec["parts"] == parts
+        sizes.append(labels.plan.codec["error"])
+        # The same call, or one that leaves the codec to the set, finds it done.
+        assert len(sl.precompute(many, by, tmp_path / name, codec=name, **settings)) == 300
+        assert len(sl.precompute(many, by, tmp_path / name, **settings)) == 300
+    assert sizes[0] > sizes[1] > sizes[2]
+    with pytest.raises(PlanMismatchError, match="another recipe: codec"):
+        sl.precompute(many, by, tmp_path / "product", codec="product:4", **settings)
+    odds = label(tmp_path / "b", "binary", codec="binary:8", selection=sl.TopK(5))
+    assert odds.plan.codec["bits"] == 8
+    coarse = sl.derive(odds, tmp_path / "c", codec="binary:4")
+    assert coarse.plan.codec["bits"] == 4
+    assert coarse.totals.bytes < odds.totals.bytes
+
+
+@pytest.mark.parametrize(
+    ("kind", "codec", "words"),
+    [
+        ("binary", "binary:3", "binary:3: a class takes 4 to 16 bits"),
+        ("binary", "binary:", "a number from 1 on may follow two names"),
+        ("embedding", "product:0", "a number from 1 on may follow two names"),
+        ("embedding", "int8:4", 'the codec "int8:4": a number from 1 on may follow two names'),
+        ("embedding", "product:7", "20 numbers do not make 7 equal parts"),
+        ("embedding", "binary:8", "the codec binary writes labels of the kind binary"),
+    ],
+)
+def test_a_number_that_a_codec_cannot_have_is_refused_before_anything_is_labelled(
+    kind: str, codec: str, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=words):
+        label(tmp_path / "a", kind, codec=codec)
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(("codec", "far"), [("float16", 7e4), ("product", 1e17), ("int8", np.inf)])
+def test_a_vector_that_the_codec_cannot_hold_is_its_sample_s_fault_alone(
+    codec: str, far: float, tmp_path: Path
+) -> None:
+    many = [{"id": i, "x": row["frames"][:1]} for i, row in enumerate(rows(300))]
+    many[7]["x"] = np.full((1, WIDTH), far, np.float32)
+    by = sl.teachers.from_callable(
+        lambda x: x,
+        classes=WIDTH,
+        takes="arrays",
+        kind="embedding",
+        positions="every",
+        name="identity",
+        version="1",
+    )
+    settings: dict[str, Any] = {"column": "x", "key": "id", "codec": codec}
+    with pytest.raises(LabellingError, match=f'key "7", .* more than the codec {codec} holds'):
+        sl.precompute(many, by, tmp_path / "a", **settings)
+    labels = sl.precompute(many, by, tmp_path / "b", on_error="skip", **settings)
+    assert (len(labels), labels.rejected) == (299, {7})
+    assert not verify(tmp_path / "b").findings
+
+
+def test_numbers_of_a_byte_take_little_more_in_a_shard(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    many = [{"id": i, "x": rng.normal(size=384).astype(np.float32)} for i in range(512)]
+    by = sl.teachers.from_callable(
+        lambda x: x,
+        classes=384,
+        takes="arrays",
+        kind="embedding",
+        positions="first",
+        name="identity",
+        version="1",
+    )
+    for codec in ("int8", "product"):
+        labels = sl.precompute(many, by, tmp_path / codec, column="x", key="id", codec=codec)
+        width = 384 if codec == "int8" else labels.plan.codec["parts"]
+        found = pq.ParquetFile(tmp_path / codec / labels.receipts[0].path).metadata.row_group(0)
+        at = [found.column(i).path_in_schema for i in range(found.num_columns)]
+        column = found.column(
+            at.index("vectors.list.element" if codec == "int8" else "codes.list.element")
+        )
+        assert column.total_compressed_size < 1.1 * 256 * width
