@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from softlabels.errors import InputError, quoted
 from softlabels.inputs.arrays import Array, array_of, values_of
-from softlabels.inputs.digests import key_hashes
+from softlabels.inputs.digests import array_digest, key_hashes
 from softlabels.inputs.sources import KEY_BATCH_ROWS, Source, chunks
 from softlabels.inputs.views import Views, partner_of
 
@@ -144,6 +144,7 @@ def drawn(
         samples += [sample] * len(found)
         told += found
     arrays = _realised(samples, told, views, partners)
+    _check_once_more(samples, told, views, partners, arrays)
     for (row, _), found_or_not in zip(places, arrays, strict=True):
         if isinstance(found_or_not, InputError):
             reasons.setdefault(row, str(found_or_not))
@@ -155,6 +156,34 @@ def drawn(
         arrays=[array for i in whole if isinstance(array := arrays[i], np.ndarray)],
         failures=sorted(reasons.items()),
     )
+
+
+def _check_once_more(
+    samples: Sequence[Array],
+    told: Sequence[str | None],
+    views: Views | None,
+    partners: Partners | None,
+    arrays: Sequence[Array | InputError],
+) -> None:
+    """Make one view again: parameters that do not tell all of it are no use to a student.
+
+    Raises:
+        InputError: it is another one.
+    """
+    made = (i for i, params in enumerate(told) if params and isinstance(arrays[i], np.ndarray))
+    place = next(made, None)
+    if views is None or place is None:
+        return
+    one = slice(place, place + 1)
+    (again,) = _realised(samples[one], told[one], views, partners)
+    first = arrays[place]
+    assert isinstance(first, np.ndarray)
+    if isinstance(again, InputError) or array_digest(again) != array_digest(first):
+        raise InputError(
+            f"{views.identity.name} made another view of the same sample and parameters when it "
+            "was called again, so no student could see what the teacher sees; draw everything in "
+            "draw(rng, sample), nothing in augment(sample, params)"
+        )
 
 
 def replayed(

@@ -163,8 +163,9 @@ class Views:
         if self.keep == "seeds":
             partner = {PARTNER: params[PARTNER]} if PARTNER in params else {}
             params = {**self._drawn(params["seed"], sample), **partner}
-        given = (sample, params) if other is None else (sample, params, other)
-        found = self.augment(*given)
+        # Copies: what it writes into them must not reach the next view.
+        arrays = [sample.copy(), *([] if other is None else [other.copy()])]
+        found = self.augment(arrays[0], params, *arrays[1:])
         # Tensors and images say how they are arrays.
         array = np.asarray(found)
         if array.dtype.kind not in "biuf" or not array.size:

@@ -428,3 +428,33 @@ def test_units_of_large_arrays_have_fewer_rows(tmp_path: Path) -> None:
     views = sl.Views(shifted, draw, count=4)
     seen = label(tmp_path / "b", large, by, unit_rows=None, views=views)
     assert seen.plan.unit_rows == (1 << 30) // (8 * 600 * 600 * 4) == 93
+
+
+def overwriting(sample: np.ndarray, params: Row, other: np.ndarray) -> np.ndarray:
+    sample += other
+    other[:] = 0
+    return sample
+
+
+def test_what_augment_writes_into_its_arguments_reaches_no_other_view(tmp_path: Path) -> None:
+    rows = images()
+    before = [row["image"].copy() for row in rows]
+    views = sl.Views(overwriting, draw, count=3, partner=True, clean=True)
+    labels = label(tmp_path / "a", rows, views=views)
+    seen = [
+        batch["inputs"]
+        for batch in sl.loader(labels, rows, batch_size=5, seed=0, views=views, parts="all")
+    ]
+    assert sum(map(len, seen)) == 36
+    assert all(np.array_equal(row["image"], b) for row, b in zip(rows, before, strict=True))
+
+
+def random(sample: np.ndarray, params: Row) -> np.ndarray:
+    return sample + np.random.default_rng().random(sample.shape).astype(sample.dtype)
+
+
+def test_an_augment_that_draws_by_itself_is_refused_before_the_teacher_runs(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="draw everything in draw"):
+        label(tmp_path / "a", images(), views=sl.Views(random, draw, count=2))
+    with pytest.raises(InputError, match="draw everything in draw"):
+        label(tmp_path / "b", images(), views=sl.Views(random, draw, count=2), on_error="skip")
