@@ -32,8 +32,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import softlabels as sl
+from softlabels.format import layout
 from softlabels.inputs.prepare import prepare
-from softlabels.labelset import layout
 from softlabels.precompute.batches import bucketed, padded
 from softlabels.teachers.identity import TeacherIdentity
 from softlabels.teachers.tasks import TASKS

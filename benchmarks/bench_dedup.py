@@ -27,7 +27,7 @@ import torch
 from timing import machine
 
 import softlabels as sl
-from softlabels.labelset import shard
+from softlabels.format import shard
 
 CLASSES, K, WIDTH = 2048, 16, 24
 

@@ -36,7 +36,7 @@ import torch
 from timing import machine, markdown
 
 import softlabels as sl
-from softlabels.labelset import layout
+from softlabels.format import layout
 from softlabels.precompute.executors import Ray
 from softlabels.progress import Tracker
 

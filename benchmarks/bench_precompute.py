@@ -29,9 +29,9 @@ import torch
 from timing import machine, markdown
 
 import softlabels as sl
+from softlabels.format import layout
 from softlabels.inputs.prepare import prepare
 from softlabels.inputs.windows import Windows
-from softlabels.labelset import layout
 from softlabels.precompute.batches import bucketed, padded
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "pipelines"))

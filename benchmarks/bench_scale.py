@@ -43,10 +43,10 @@ from timing import machine, markdown, peak_extra_bytes
 
 import softlabels as sl
 from softlabels.cli.look import show_info
+from softlabels.format import keys, layout, manifest, shard
+from softlabels.format import plan as plans
+from softlabels.format.manifest import Manifest, Receipt
 from softlabels.inputs.digests import input_digests, unit_digest
-from softlabels.labelset import keys, layout, manifest, shard
-from softlabels.labelset import plan as plans
-from softlabels.labelset.manifest import Manifest, Receipt
 from softlabels.labelset.reader import LabelSet
 from softlabels.labelset.writer import LabelSetWriter
 

@@ -37,8 +37,8 @@ import softlabels as sl
 from softlabels import codecs
 from softlabels.codecs import engines, unpack_numpy
 from softlabels.codecs.limit import limit
-from softlabels.labelset.derive import derive
-from softlabels.labelset.records import Records
+from softlabels.deriving.derive import derive
+from softlabels.format.records import Records
 
 # Ours: a codec, and for what teacher, if it keeps logits.
 CODECS = {

@@ -1,11 +1,11 @@
 """Label once, distil forever: teacher logits in label sets, joined to any student's inputs."""
 
 from softlabels import errors, losses, teachers
+from softlabels.deriving.derive import derive
 from softlabels.inputs.preparation import Answers
 from softlabels.inputs.transforms import torchvision_views
 from softlabels.inputs.views import Views
 from softlabels.labels import BinaryLabels, Embeddings, SoftLabels
-from softlabels.labelset.derive import derive
 from softlabels.labelset.reader import LabelSet
 from softlabels.loading.build import loader
 from softlabels.loading.loader import Loader

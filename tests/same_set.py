@@ -9,10 +9,10 @@ from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 
-from softlabels.labelset import manifest
-from softlabels.labelset.digested import Footer
-from softlabels.labelset.publish import TEMPORARY
-from softlabels.labelset.receipts import Receipts
+from softlabels.format import manifest
+from softlabels.format.digested import Footer
+from softlabels.format.receipts import Receipts
+from softlabels.stores.publish import TEMPORARY
 
 HOW = {"seconds": None, "accelerator": None}
 TABLE, MANIFEST = "shards.parquet", "manifest.json"

@@ -12,11 +12,11 @@ import torch
 
 import softlabels as sl
 from loader_peers.contents import LENGTH
+from softlabels.format.plan import Plan, with_codec
+from softlabels.format.records import Records, schema
+from softlabels.format.shard import UnitSummary
 from softlabels.inputs.digests import prepared_digest, unit_digest
 from softlabels.labels import concatenate
-from softlabels.labelset.plan import Plan, with_codec
-from softlabels.labelset.records import Records, schema
-from softlabels.labelset.shard import UnitSummary
 from softlabels.labelset.writer import begin
 
 # Source rows in a shard, the default of `precompute`; positions that id tables are learnt from.

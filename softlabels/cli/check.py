@@ -10,13 +10,13 @@ from pathlib import Path
 from rich.text import Text
 
 from softlabels.cli.screen import Screen
-from softlabels.labelset import receipts
+from softlabels.format import receipts
 from softlabels.labelset.reader import LabelSet
-from softlabels.labelset.target import earlier
-from softlabels.labelset.verify import Report, repair, verify
-from softlabels.labelset.verify_again import command
-from softlabels.labelset.verify_against import Verdict, against
 from softlabels.looking.text import safe
+from softlabels.stores.target import earlier
+from softlabels.verifying.again import command
+from softlabels.verifying.against import Verdict, against
+from softlabels.verifying.verify import Report, repair, verify
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Suspect:
 
     Attributes:
         teacher: a model's name or folder, or a server's address.
-        data, sample, seed: see `softlabels.labelset.verify_against.against`.
+        data, sample, seed: see `softlabels.verifying.against.against`.
     """
 
     teacher: str

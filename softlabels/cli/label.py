@@ -14,10 +14,10 @@ from softlabels.cli.arguments import DeriveArguments, PlanArguments, PrecomputeA
 from softlabels.cli.forecast import show_forecast
 from softlabels.cli.output import check_file
 from softlabels.cli.screen import Screen
+from softlabels.deriving.derive import derive
 from softlabels.errors import InputError, quoted
+from softlabels.format.plan import first_problem
 from softlabels.inputs.preparation import Answers
-from softlabels.labelset.derive import derive
-from softlabels.labelset.plan import first_problem
 from softlabels.labelset.reader import LabelSet
 from softlabels.precompute.executors import Executor, Ray
 from softlabels.precompute.forecast import plan

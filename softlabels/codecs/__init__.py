@@ -12,25 +12,23 @@ import torch
 from numpy.typing import NDArray
 
 from softlabels.codecs import product, vectors
-from softlabels.codecs.binary import MAX_BITS, MIN_BITS, Binary
+from softlabels.codecs.binary import Binary
 from softlabels.codecs.binary_plain import BinaryPlain
-from softlabels.codecs.compact import Compact, scale_of
+from softlabels.codecs.compact import Compact
 from softlabels.codecs.held import Held
-from softlabels.codecs.idtable import IdTable
 from softlabels.codecs.int8 import Int8
-from softlabels.codecs.lossless import DTYPES, Lossless
-from softlabels.codecs.packed import Packed
+from softlabels.codecs.lossless import Lossless
+from softlabels.codecs.needs import Needs
 from softlabels.codecs.plain import Plain
 from softlabels.codecs.product import Product
 from softlabels.codecs.sampled import Sampled
 from softlabels.codecs.unpack import CPU
 from softlabels.codecs.vectors import Vectors
 from softlabels.errors import InputError, UnsupportedFormatError, quoted
-from softlabels.labels import BinaryLabels, Labels, SoftLabels
+from softlabels.labels import Labels
 
 __all__ = [
     "CPU",
-    "DEFAULT",
     "PRESETS",
     "Binary",
     "BinaryPlain",
@@ -45,6 +43,7 @@ __all__ = [
     "Product",
     "Sampled",
     "Vectors",
+    "check",
     "default",
     "from_json",
     "names",
@@ -58,9 +57,11 @@ class Codec(Protocol):
 
     Attributes:
         kind: of the labels that it writes: "categorical", "binary" or "embedding".
+        number: the setting that a number after its name stands for, as in "binary:8"; or None.
     """
 
     kind: ClassVar[str]
+    number: ClassVar[str | None]
 
     @property
     def fields(self) -> list[pa.Field]:
@@ -101,6 +102,25 @@ class Codec(Protocol):
     ) -> tuple[Labels, NDArray[np.int64]]:
         """Labels of batch shape (positions,), on `device`, and their offsets, (R + 1,)."""
 
+    @classmethod
+    def check_needs(cls, needs: Needs, number: int | None) -> None:
+        """Refuse what it cannot be made for, before there is data; raises `InputError`."""
+
+    @classmethod
+    def made_for(
+        cls, needs: Needs, pilot: Callable[[], Any], *, name: str, number: int | None
+    ) -> Self:
+        """The codec for some labels.
+
+        Args:
+            pilot: as `resolve` takes it; asked where it learns.
+            name: under which it stands in the table.
+            number: that followed its name.
+
+        Raises:
+            InputError: the pilot is not enough to learn from.
+        """
+
     def to_json(self) -> dict[str, Any]:
         """Name and every setting."""
 
@@ -109,10 +129,11 @@ class Codec(Protocol):
         """The codec that `to_json` described."""
 
 
+# By name; the first one of a kind is its default. A new codec is a file here and a line there.
 _CODECS: dict[str, type[Codec]] = {
-    "plain": Plain,
     "compact": Compact,
     "lossless": Lossless,
+    "plain": Plain,
     "sampled": Sampled,
     "binary": Binary,
     "binary_plain": BinaryPlain,
@@ -137,28 +158,13 @@ class Preset:
 
 
 # By intent; docs/RESULTS.md has the measured bytes and KL of each.
-PRESETS = {
-    "tiny": Preset("compact", k=8),
-    "compact": Preset("compact"),
-    "lossless": Preset("lossless"),
-    "plain": Preset("plain"),
-    "sampled": Preset("sampled"),
-    "binary": Preset("binary"),
-    "binary_plain": Preset("binary_plain"),
-    "float16": Preset("float16"),
-    "float32": Preset("float32"),
-    "int8": Preset("int8"),
-    "product": Preset("product"),
-}
-# The setting that a number after a name stands for, as in "binary:8" and "product:96".
-_NUMBERS = {"binary": "bits", "product": "parts"}
-DEFAULT = "compact"
-_DEFAULTS = {"categorical": DEFAULT, "binary": "binary", "embedding": "float16"}
+PRESETS = {"tiny": Preset("compact", k=8)} | {name: Preset(name) for name in _CODECS}
 
 
 def default(*, sampled: bool, kind: str = "categorical") -> str:
     """The codec where none is named, of a kind of label; of weights, or of probabilities."""
-    return "sampled" if sampled else _DEFAULTS[kind]
+    fitting = (name for name, each in _CODECS.items() if each.kind == kind)
+    return "sampled" if sampled else next(fitting)
 
 
 def names(kind: str = "categorical") -> str:
@@ -168,7 +174,7 @@ def names(kind: str = "categorical") -> str:
 
 
 def split(name: str) -> tuple[str, int | None]:
-    """A codec's name, and the number after it: bits a class of binary, bytes a vector of product.
+    """A codec's name, and the number after it, which is one of its settings (`Codec.number`).
 
     Raises:
         InputError: another codec has a number, or it is none.
@@ -176,10 +182,11 @@ def split(name: str) -> tuple[str, int | None]:
     base, colon, number = name.partition(":")
     if not colon:
         return base, None
-    if base not in _NUMBERS or not (number.isascii() and number.isdecimal()) or not int(number):
+    setting = _CODECS[base].number if base in _CODECS else None
+    if setting is None or not (number.isascii() and number.isdecimal()) or not int(number):
+        taking = " and ".join(f"{n}:{c.number}" for n, c in _CODECS.items() if c.number)
         raise InputError(
-            f"the codec {quoted(name)}: a number from 1 on may follow two names, binary:BITS of a "
-            "class and product:BYTES of a vector"
+            f"the codec {quoted(name)}: a number from 1 on may follow some names: {taking}"
         )
     return base, int(number)
 
@@ -203,58 +210,30 @@ def is_same(name: str, settings: Mapping[str, Any]) -> bool:
     """Whether a codec that wrote itself as JSON is the one of that name and number."""
     base, number = split(name)
     return settings.get("name") == base and (
-        number is None or settings.get(_NUMBERS[base]) == number
+        number is None or settings.get(str(_CODECS[base].number)) == number
     )
 
 
-@dataclass(frozen=True)
-class Needs:
-    """What a codec is made for.
+def check(name: str, needs: Needs) -> None:
+    """Refuse a codec that cannot write this.
 
-    Attributes:
-        classes: V; of vectors their width.
-        k: entries at a position, at most.
-        temperatures: one log tail a position for each, or one floor.
-        logits_known: whether there are logsumexps.
-        sampled: the entries have weights.
-        draws: of a position, where all weights are counts of them.
-        kind: of the labels.
+    Raises:
+        InputError: saying why, and which can.
     """
-
-    classes: int
-    k: int
-    temperatures: tuple[float, ...]
-    logits_known: bool = True
-    sampled: bool = False
-    draws: int | None = None
-    kind: str = "categorical"
-
-    def check(self, name: str) -> None:
-        """Refuse a codec that cannot write this.
-
-        Raises:
-            InputError: saying why, and which can.
-        """
-        name, number = split(name)
-        known = _CODECS.get(PRESETS[name].codec if name in PRESETS else name)
-        if known is not None and known.kind != self.kind:
-            raise InputError(
-                f"the codec {name} writes labels of the kind {known.kind}, and these are "
-                f"{self.kind}; choose from {names(self.kind)}"
-            )
-        if name == "binary" and number is not None and not MIN_BITS <= number <= MAX_BITS:
-            raise InputError(f"binary:{number}: a class takes {MIN_BITS} to {MAX_BITS} bits")
-        if name == "product" and number is not None and self.classes % number:
-            raise InputError(f"{self.classes} numbers do not make {number} equal parts of a byte")
-        if name == "lossless" and not self.logits_known:
-            raise InputError(
-                "the codec lossless keeps logits, and the teacher gives normalised values only; "
-                "choose plain or compact"
-            )
-        if self.sampled != (name == "sampled"):
-            kinds = "weights, which sampled alone writes" if self.sampled else "probabilities"
-            way_out = "leave out codec=" if self.sampled else f"choose from {names(self.kind)}"
-            raise InputError(f"the selection gives {kinds}, and the codec is {name}; {way_out}")
+    name, number = split(name)
+    known = _CODECS.get(PRESETS[name].codec if name in PRESETS else name)
+    if known is None:
+        raise InputError(f"there is no codec {quoted(name)}; choose from {names(needs.kind)}")
+    if known.kind != needs.kind:
+        raise InputError(
+            f"the codec {name} writes labels of the kind {known.kind}, and these are "
+            f"{needs.kind}; choose from {names(needs.kind)}"
+        )
+    if needs.sampled != (known is Sampled):
+        kinds = "weights, which sampled alone writes" if needs.sampled else "probabilities"
+        way_out = "leave out codec=" if needs.sampled else f"choose from {names(needs.kind)}"
+        raise InputError(f"the selection gives {kinds}, and the codec is {name}; {way_out}")
+    known.check_needs(needs, number)
 
 
 def resolve(name: str, needs: Needs, *, pilot: Callable[[], Any]) -> Codec:
@@ -268,60 +247,9 @@ def resolve(name: str, needs: Needs, *, pilot: Callable[[], Any]) -> Codec:
     Raises:
         InputError: there is no such codec, or it cannot write what is needed.
     """
-    needs.check(name)
-    name, number = split(name)
-    if name not in _CODECS:
-        raise InputError(f"there is no codec {quoted(name)}; choose from {names(needs.kind)}")
-    match name:
-        case "plain":
-            return Plain(needs.classes, needs.temperatures)
-        case "binary_plain":
-            return BinaryPlain(needs.classes, needs.temperatures)
-        case "float16" | "float32":
-            return Vectors(needs.classes, name)
-        case "int8":
-            return Int8(needs.classes)
-        case "product":
-            found = pilot().vectors.float().numpy()
-            # What it cannot hold is said of the sample, by its key, when that is labelled.
-            fits = np.abs(found).max(-1, initial=0) <= product.LARGEST
-            return Product.learn(found[fits], parts=number)
-        case "binary":
-            return _binary(needs, pilot(), number)
-    labels = pilot()
-    codec: Packed[SoftLabels]
-    table = IdTable.count(needs.classes, labels.ids[labels.log_probs > -torch.inf].numpy())
-    if name == "sampled":
-        codec = Sampled(needs.classes, needs.k, (), table, needs.logits_known, draws=needs.draws)
-    elif name == "lossless":
-        codec = Lossless(needs.classes, needs.k, needs.temperatures, table, dtype=_dtype(labels))
-    else:
-        codec = Compact(
-            needs.classes,
-            needs.k,
-            needs.temperatures,
-            table,
-            needs.logits_known,
-            scale=scale_of(needs.k),
-        )
-    return codec.trained(labels) if len(labels) else codec
-
-
-def _binary(needs: Needs, labels: BinaryLabels, bits: int | None) -> Binary:
-    table = IdTable.count(needs.classes, labels.ids.numpy())
-    settings: dict[str, Any] = {} if bits is None else {"bits": bits}
-    codec = Binary(
-        needs.classes, needs.k, needs.temperatures, table, logits_known=False, **settings
-    )
-    return codec.trained(labels) if len(labels) else codec
-
-
-def _dtype(labels: SoftLabels) -> str:
-    """What the teacher gives its logits in; where it is not known float32, which holds them all."""
-    if labels.logits is None or not len(labels):
-        return "float32"
-    names = {dtype: name for name, dtype in DTYPES.items()}
-    return names.get(labels.logits.dtype, "float32")
+    check(name, needs)
+    base, number = split(name)
+    return _CODECS[base].made_for(needs, pilot, name=base, number=number)
 
 
 def from_json(data: Mapping[str, Any]) -> Codec:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from softlabels.codecs.frames import byte_planes, from_byte_planes
+from softlabels.codecs.idtable import IdTable
+from softlabels.codecs.needs import Needs
 from softlabels.codecs.packed import Packed
 from softlabels.codecs.planes import Planes, misfit
 from softlabels.codecs.ranks import sort_entries
@@ -43,6 +45,7 @@ class Binary(Packed[BinaryLabels]):
     bits: int = 12
     name: ClassVar[str] = "binary"
     kind: ClassVar[str] = "binary"
+    number: ClassVar[str | None] = "bits"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -107,6 +110,26 @@ class Binary(Packed[BinaryLabels]):
             classes=self.classes,
         )
         return labels if device.type == "cpu" else labels.to(device)
+
+    @classmethod
+    def made_for(
+        cls, needs: Needs, pilot: Callable[[], Any], *, name: str, number: int | None
+    ) -> Self:
+        labels = pilot()
+        codec = cls(
+            needs.classes,
+            needs.k,
+            needs.temperatures,
+            IdTable.count(needs.classes, labels.ids.numpy()),
+            logits_known=False,
+            bits=cls.bits if number is None else number,
+        )
+        return codec.trained(labels) if len(labels) else codec
+
+    @classmethod
+    def check_needs(cls, needs: Needs, number: int | None) -> None:
+        if number is not None and not MIN_BITS <= number <= MAX_BITS:
+            raise InputError(f"binary:{number}: a class takes {MIN_BITS} to {MAX_BITS} bits")
 
     def own_settings(self) -> dict[str, Any]:
         return {"bits": self.bits}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from softlabels.codecs import curves, engines
 from softlabels.codecs.frames import byte_planes, from_byte_planes
-from softlabels.codecs.packed import Packed, hard_log_probs
+from softlabels.codecs.needs import Needs
+from softlabels.codecs.packed import Packed, hard_log_probs, table_of
 from softlabels.codecs.planes import Opened, Planes
 from softlabels.codecs.ranks import less_floor, sort_entries
 from softlabels.codecs.unpack import unpack_entries
@@ -144,6 +145,21 @@ class Compact(Packed[SoftLabels]):
         """Log-probs of values of which nothing says how much they sum to, but not more than all."""
         found = log_values - float(np.float32(3 * np.log(self.scale)))
         return found - found.exp().sum(-1, keepdim=True).clamp(min=1).log()
+
+    @classmethod
+    def made_for(
+        cls, needs: Needs, pilot: Callable[[], Any], *, name: str, number: int | None
+    ) -> Self:
+        labels = pilot()
+        codec = cls(
+            needs.classes,
+            needs.k,
+            needs.temperatures,
+            table_of(labels, needs),
+            needs.logits_known,
+            scale=scale_of(needs.k),
+        )
+        return codec.trained(labels) if len(labels) else codec
 
     def own_settings(self) -> dict[str, Any]:
         return {"scale": self.scale}

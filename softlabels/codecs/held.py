@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from softlabels.codecs.needs import Made
 from softlabels.labels import Labels
 
 
@@ -59,7 +60,7 @@ class Columns:
         return found
 
 
-class ByColumns:
+class ByColumns(Made):
     """What codecs have in common that decode columns as they are."""
 
     dictionary_columns: ClassVar[list[str]] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from softlabels.codecs.held import ByColumns
 from softlabels.codecs.lists import rows_of, to_lists
+from softlabels.codecs.needs import Needs
 from softlabels.codecs.unpack import CPU
 from softlabels.codecs.vectors import checked
 from softlabels.labels import Embeddings
@@ -71,6 +72,12 @@ class Int8(ByColumns):
         scales, _ = rows_of(table, "scales", 1)
         vectors = torch.from_numpy(codes).to(device) * torch.from_numpy(scales).to(device)
         return Embeddings(vectors), offsets
+
+    @classmethod
+    def made_for(
+        cls, needs: Needs, pilot: Callable[[], Any], *, name: str, number: int | None
+    ) -> Self:
+        return cls(needs.classes)
 
     def to_json(self) -> dict[str, Any]:
         return {"name": "int8", "width": self.width}

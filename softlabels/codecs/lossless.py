@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from softlabels.codecs.frames import byte_planes, from_byte_planes
-from softlabels.codecs.packed import Packed, hard_log_probs
+from softlabels.codecs.needs import Needs
+from softlabels.codecs.packed import Packed, hard_log_probs, table_of
 from softlabels.codecs.planes import Planes
 from softlabels.codecs.ranks import less_floor, sort_entries
 from softlabels.codecs.unpack import spread, unpack_ids
@@ -125,12 +126,37 @@ class Lossless(Packed[SoftLabels]):
         )
         return labels if device.type == "cpu" else labels.to(device)
 
+    @classmethod
+    def made_for(
+        cls, needs: Needs, pilot: Callable[[], Any], *, name: str, number: int | None
+    ) -> Self:
+        labels = pilot()
+        table = table_of(labels, needs)
+        codec = cls(needs.classes, needs.k, needs.temperatures, table, dtype=_dtype(labels))
+        return codec.trained(labels) if len(labels) else codec
+
+    @classmethod
+    def check_needs(cls, needs: Needs, number: int | None) -> None:
+        if not needs.logits_known:
+            raise InputError(
+                "the codec lossless keeps logits, and the teacher gives normalised values only; "
+                "choose plain or compact"
+            )
+
     def own_settings(self) -> dict[str, Any]:
         return {"dtype": self.dtype}
 
     @classmethod
     def parse_own(cls, data: Mapping[str, Any]) -> dict[str, Any]:
         return {"dtype": str(data["dtype"])}
+
+
+def _dtype(labels: SoftLabels) -> str:
+    """What the teacher gives its logits in; where it is not known float32, which holds them all."""
+    if labels.logits is None or not len(labels):
+        return "float32"
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    return names.get(labels.logits.dtype, "float32")
 
 
 def _single(values: NDArray[Any]) -> NDArray[np.float32]:

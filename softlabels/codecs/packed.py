@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from softlabels.codecs.frames import train_dictionary
 from softlabels.codecs.idtable import IdTable
+from softlabels.codecs.needs import Made, Needs
 from softlabels.codecs.planes import PACKED_FIELDS, Layout, Opened, Planes, Sealed, join
 from softlabels.codecs.ranks import rest_width
 from softlabels.codecs.unpack import CPU
@@ -35,7 +36,7 @@ _BLOCK_ENTRIES = 1 << 17
 
 
 @dataclass(frozen=True)
-class Packed(ABC, Generic[L]):
+class Packed(Made, ABC, Generic[L]):
     """Entries by ascending rank of their id; a record is one zstd frame in the column `packed`.
 
     Attributes:
@@ -203,6 +204,11 @@ class SealedLabels(Generic[L]):
     def labels(self, device: torch.device) -> tuple[L, Int64s]:
         opened = self.codec.layout.open(self.sealed)
         return self.codec.unpacked(opened, device), self.sealed.offsets
+
+
+def table_of(labels: SoftLabels, needs: Needs) -> IdTable:
+    """The classes by how often they are among the entries of a pilot."""
+    return IdTable.count(needs.classes, labels.ids[labels.log_probs > -torch.inf].numpy())
 
 
 def hard_log_probs(labels: SoftLabels) -> NDArray[np.float32]:

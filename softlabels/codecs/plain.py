@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from softlabels.codecs.held import ByColumns
 from softlabels.codecs.lists import check_ids, from_lists, id_type, to_lists
+from softlabels.codecs.needs import Needs
 from softlabels.codecs.unpack import CPU
 from softlabels.errors import CorruptShardError, InputError
 from softlabels.labels import SoftLabels
@@ -111,6 +112,12 @@ class Plain(ByColumns):
             classes=self.classes,
         )
         return labels if device.type == "cpu" else labels.to(device), offsets
+
+    @classmethod
+    def made_for(
+        cls, needs: Needs, pilot: Callable[[], Any], *, name: str, number: int | None
+    ) -> Self:
+        return cls(needs.classes, needs.temperatures)
 
     def to_json(self) -> dict[str, Any]:
         return {

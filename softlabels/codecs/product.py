@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Self
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from softlabels.codecs.held import ByColumns
 from softlabels.codecs.lists import rows_of, to_lists
+from softlabels.codecs.needs import Needs
 from softlabels.codecs.unpack import CPU
 from softlabels.codecs.vectors import checked
 from softlabels.errors import InputError
@@ -59,6 +60,7 @@ class Product(ByColumns):
     split_columns: ClassVar[list[str]] = ["codes.list.element"]
     logits_dtype: ClassVar[torch.dtype | None] = None
     kind: ClassVar[str] = "embedding"
+    number: ClassVar[str | None] = "parts"
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.parts < 1 or self.width % self.parts:
@@ -122,6 +124,20 @@ class Product(ByColumns):
         places += torch.arange(self.parts, device=device) * ENTRIES
         flat = torch.from_numpy(self.centroids.reshape(self.parts * ENTRIES, -1)).to(device)
         return Embeddings(flat[places].view(len(codes), self.width)), offsets
+
+    @classmethod
+    def made_for(
+        cls, needs: Needs, pilot: Callable[[], Any], *, name: str, number: int | None
+    ) -> Self:
+        found = pilot().vectors.float().numpy()
+        # What it cannot hold is said of the sample, by its key, when that is labelled.
+        fits = np.abs(found).max(-1, initial=0) <= LARGEST
+        return cls.learn(found[fits], parts=number)
+
+    @classmethod
+    def check_needs(cls, needs: Needs, number: int | None) -> None:
+        if number is not None and needs.classes % number:
+            raise InputError(f"{needs.classes} numbers do not make {number} equal parts of a byte")
 
     def to_json(self) -> dict[str, Any]:
         book = zstandard.ZstdCompressor(level=19).compress(self.book)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from softlabels.codecs import curves
 from softlabels.codecs.frames import byte_planes, from_byte_planes
-from softlabels.codecs.packed import Packed, hard_log_probs
+from softlabels.codecs.needs import Needs
+from softlabels.codecs.packed import Packed, hard_log_probs, table_of
 from softlabels.codecs.planes import Planes
 from softlabels.codecs.ranks import sort_entries
 from softlabels.codecs.unpack import spread, unpack_ids
@@ -109,6 +110,15 @@ class Sampled(Packed[SoftLabels]):
             sampled=True,
         )
         return labels if device.type == "cpu" else labels.to(device)
+
+    @classmethod
+    def made_for(
+        cls, needs: Needs, pilot: Callable[[], Any], *, name: str, number: int | None
+    ) -> Self:
+        labels = pilot()
+        table = table_of(labels, needs)
+        codec = cls(needs.classes, needs.k, (), table, needs.logits_known, draws=needs.draws)
+        return codec.trained(labels) if len(labels) else codec
 
     def own_settings(self) -> dict[str, Any]:
         return {"draws": self.draws}

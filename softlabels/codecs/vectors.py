@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from softlabels.codecs.held import ByColumns
 from softlabels.codecs.lists import rows_of, to_lists
+from softlabels.codecs.needs import Needs
 from softlabels.codecs.unpack import CPU
 from softlabels.errors import InputError
 from softlabels.labels import Embeddings
@@ -69,6 +70,12 @@ class Vectors(ByColumns):
         values, offsets = rows_of(table, "vectors", self.width)
         # Half as much is copied to a device, and widened there.
         return Embeddings(torch.from_numpy(values).to(device).float()), offsets
+
+    @classmethod
+    def made_for(
+        cls, needs: Needs, pilot: Callable[[], Any], *, name: str, number: int | None
+    ) -> Self:
+        return cls(needs.classes, name)
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.dtype, "width": self.width}

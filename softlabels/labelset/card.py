@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import string
 
-from softlabels.labelset.manifest import Totals
-from softlabels.labelset.plan import Plan
+from softlabels.format.manifest import Totals
+from softlabels.format.plan import Plan
 
 # ASCII punctuation but for what stands in every model's name and means nothing within a line.
 _SHOWN_CLASSES = 8

@@ -21,23 +21,23 @@ import torch
 from numpy.typing import NDArray
 
 from softlabels.errors import CorruptShardError, JoinError, LabelSetError, quoted
+from softlabels.format import layout, probes, receipts
+from softlabels.format import plan as plans
+from softlabels.format.encoded import LABELLED, Encoded, from_table
+from softlabels.format.groups import RowGroup, RowGroups
+from softlabels.format.keys import KeyIndex
+from softlabels.format.manifest import Receipt, Totals
+from softlabels.format.mapped import Mapped
+from softlabels.format.plan import Plan
+from softlabels.format.probes import Probes
+from softlabels.format.receipts import Receipts
+from softlabels.format.records import IDENTITY, Records, schema
+from softlabels.format.shard import Shard
 from softlabels.inputs import tokenizer as tokenizers
 from softlabels.inputs.digests import key_hashes
 from softlabels.labels import Labels
-from softlabels.labelset import layout, probes, receipts
-from softlabels.labelset import plan as plans
-from softlabels.labelset.encoded import LABELLED, Encoded, from_table
-from softlabels.labelset.groups import RowGroup, RowGroups
-from softlabels.labelset.keys import KeyIndex
-from softlabels.labelset.manifest import Receipt, Totals
-from softlabels.labelset.mapped import Mapped
-from softlabels.labelset.partial import locate_so_far
-from softlabels.labelset.plan import Plan
-from softlabels.labelset.probes import Probes
-from softlabels.labelset.receipts import Receipts
-from softlabels.labelset.records import IDENTITY, Records, schema
-from softlabels.labelset.shard import Shard
-from softlabels.labelset.store import Store, in_flight, locate
+from softlabels.stores.partial import locate_so_far
+from softlabels.stores.store import Store, in_flight, locate
 
 # Row groups, still encoded, that stay in memory: 256 MiB serve random reading within many shards.
 _CACHE_BYTES = 256 << 20

@@ -11,15 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from softlabels.errors import quoted
+from softlabels.format import layout, manifest
+from softlabels.format.digested import DigestedTable, Footer
+from softlabels.format.keys import write_index
+from softlabels.format.manifest import Receipt, TableFooter, Totals
+from softlabels.format.plan import Plan
+from softlabels.format.receipts import Receipts
+from softlabels.format.shard import Shard, keys_of_samples
 from softlabels.inputs.sources import check_unique
-from softlabels.labelset import layout, manifest
 from softlabels.labelset.card import card
-from softlabels.labelset.digested import DigestedTable, Footer
-from softlabels.labelset.keys import write_index
-from softlabels.labelset.manifest import Receipt, TableFooter, Totals
-from softlabels.labelset.plan import Plan
-from softlabels.labelset.receipts import Receipts
-from softlabels.labelset.shard import Shard, keys_of_samples
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,15 @@ from typing import Any
 import pyarrow as pa
 
 from softlabels.errors import InputError, LabelSetError, PlanMismatchError, quoted
-from softlabels.labelset import layout, manifest, probes, receipts
-from softlabels.labelset import plan as plans
-from softlabels.labelset.manifest import Manifest, Receipt
-from softlabels.labelset.parallel import in_order
-from softlabels.labelset.plan import Plan
-from softlabels.labelset.records import Records, schema
-from softlabels.labelset.shard import Shard, UnitSummary, file_sha256, write
+from softlabels.format import layout, manifest, probes, receipts
+from softlabels.format import plan as plans
+from softlabels.format.manifest import Manifest, Receipt
+from softlabels.format.plan import Plan
+from softlabels.format.records import Records, schema
+from softlabels.format.shard import Shard, UnitSummary, file_sha256, write
 from softlabels.labelset.tables import write_tables
-from softlabels.labelset.target import Out, Target, destination, disk_errors
+from softlabels.parallel import in_order
+from softlabels.stores.target import Out, Target, destination, disk_errors
 
 # What a run needs at the least: one row group of a wide selection.
 _PROBE_BYTES = 16 << 20

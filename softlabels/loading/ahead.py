@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from softlabels.labelset.parallel import each_with
+from softlabels.parallel import each_with
 
 A = TypeVar("A")
 B = TypeVar("B")

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from softlabels.errors import InputError, quoted
+from softlabels.format.records import Records
+from softlabels.format.records import join as join_records
 from softlabels.labels import Batched, Labels
-from softlabels.labelset.records import Records
-from softlabels.labelset.records import join as join_records
 from softlabels.loading.collate import collate, collate_arrays, collate_packed
 from softlabels.loading.rows import Rows
 from softlabels.loading.teachers import Teachers, beside

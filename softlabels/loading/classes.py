@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from softlabels.errors import InputError, KindError, VocabularyMismatchError, quoted
+from softlabels.format.records import Records
 from softlabels.labels import Embeddings
 from softlabels.labelset.reader import LabelSet
-from softlabels.labelset.records import Records
 
 
 def order_of(labels: LabelSet, class_names: Sequence[str]) -> Tensor | None:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from softlabels.errors import CorruptShardError, InputError, quoted
+from softlabels.format.records import Records, scatter
 from softlabels.labels import NO_LABEL
-from softlabels.labelset.records import Records, scatter
 
 Int64s = NDArray[np.int64]
 

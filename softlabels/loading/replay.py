@@ -9,15 +9,15 @@ import numpy as np
 import pyarrow as pa
 
 from softlabels.errors import InputError, JoinError, quoted
+from softlabels.format.plan import Plan
+from softlabels.format.records import VIEW_PARAMS, Records
 from softlabels.inputs.digests import array_digest
 from softlabels.inputs.prepare_arrays import prepare_arrays
 from softlabels.inputs.samples import Partners, replayed
 from softlabels.inputs.sources import Source
 from softlabels.inputs.views import Views, differences
 from softlabels.inputs.windows import Windows
-from softlabels.labelset.plan import Plan
 from softlabels.labelset.reader import LabelSet
-from softlabels.labelset.records import VIEW_PARAMS, Records
 
 # What has to be the same for stored parameters to mean the same.
 _MEANING = ("name", "version", "keep", "partner")

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from softlabels.errors import InputError, JoinError, quoted
+from softlabels.format.records import VIEW_PARAMS, Records
 from softlabels.inputs.arrays import PACKED, array_of
 from softlabels.inputs.digests import DIGEST_TYPE, input_digests, prepared_digest
 from softlabels.inputs.prepare import prepare
@@ -21,7 +22,6 @@ from softlabels.inputs.views import Views
 from softlabels.inputs.windows import Windows
 from softlabels.labels import Labels
 from softlabels.labelset.reader import LabelSet
-from softlabels.labelset.records import VIEW_PARAMS, Records
 from softlabels.loading.collate import ARRAY_FIELDS, FIELDS
 from softlabels.loading.replay import Replay
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from softlabels.codecs.sampled import Sampled
 from softlabels.errors import InputError, JoinError, KindError, VocabularyMismatchError, quoted
+from softlabels.format.records import Records, join
 from softlabels.inputs.digests import key_hashes
 from softlabels.labels import Labels, soft
 from softlabels.labelset.reader import LabelSet
-from softlabels.labelset.records import Records, join
 from softlabels.loading.choice import drawn
 from softlabels.loading.classes import order_of, renumbered
 from softlabels.loading.fuse import NO_MIXTURE, alike, mixture, normalised

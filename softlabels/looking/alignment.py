@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from softlabels.errors import MissingTailError
+from softlabels.format.plan import Plan
+from softlabels.format.records import Records
 from softlabels.labels import SoftLabels
-from softlabels.labelset.plan import Plan
-from softlabels.labelset.records import Records
 from softlabels.looking.blocks import following
 
 SHIFTS = (-1, 0, 1)

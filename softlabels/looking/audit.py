@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softlabels.errors import CorruptShardError
-from softlabels.labelset.plan import Plan
+from softlabels.format.plan import Plan
 from softlabels.labelset.reader import LabelSet
 from softlabels.looking.alignment import Alignment, AlignmentCheck
 from softlabels.looking.beliefs import Distributions, beliefs

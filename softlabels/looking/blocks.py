@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softlabels.errors import CorruptShardError, InputError
+from softlabels.format.plan import Plan
+from softlabels.format.records import Records
 from softlabels.labels import SoftLabels
 from softlabels.labels.invariants import problems
-from softlabels.labelset.plan import Plan
 from softlabels.labelset.reader import LabelSet
-from softlabels.labelset.records import Records
 
 # Entries of a block, whose temporaries stay in cache; and its records, of a few positions each.
 _BLOCK_ENTRIES, _BLOCK_RECORDS = 1 << 17, 2048

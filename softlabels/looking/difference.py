@@ -13,9 +13,9 @@ import xxhash
 from numpy.typing import NDArray
 
 from softlabels.errors import CorruptShardError, InputError
+from softlabels.format.records import Records
 from softlabels.labels import Labels, SoftLabels
 from softlabels.labelset.reader import LabelSet
-from softlabels.labelset.records import Records
 from softlabels.looking.apart import equal, kl_between
 from softlabels.looking.blocks import check
 from softlabels.training.evaluate import likeliest

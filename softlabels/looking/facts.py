@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from softlabels.format.plan import Plan
 from softlabels.inputs.preparation import Preparation
 from softlabels.inputs.views import ViewsIdentity
-from softlabels.labelset.plan import Plan
 from softlabels.labelset.reader import LabelSet
 from softlabels.looking.text import safe
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from softlabels.errors import CorruptShardError, MissingTailError
+from softlabels.format.probes import Probes
 from softlabels.labels import SoftLabels
-from softlabels.labelset.probes import Probes
 from softlabels.labelset.reader import LabelSet
 from softlabels.looking.blocks import check
 from softlabels.losses import kl_divergence, soft_cross_entropy

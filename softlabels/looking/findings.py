@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from softlabels.labelset.records import Records
+from softlabels.format.records import Records
 from softlabels.looking.beliefs import Beliefs
 
 # Short records surprise by chance; those of a set of single positions are as short as all others.

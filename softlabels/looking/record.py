@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from softlabels.errors import InputError, quoted
+from softlabels.format.records import Records
 from softlabels.labels import BinaryLabels, Embeddings, Labels, SoftLabels
 from softlabels.labelset.reader import LabelSet
-from softlabels.labelset.records import Records
 from softlabels.looking.beliefs import beliefs
 from softlabels.looking.blocks import check, distance, following
 from softlabels.looking.findings import token_surprises

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from softlabels.errors import KindError
+from softlabels.format.plan import Plan
 from softlabels.labels import BinaryLabels, Embeddings, Labels
-from softlabels.labelset.plan import Plan
 from softlabels.looking.histogram import Histogram
 
 # Powers of ten between which sums, floors and lengths are drawn.

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from softlabels import codecs
 from softlabels.codecs import Codec
+from softlabels.format.records import Records, schema
+from softlabels.format.shard import Shard, UnitSummary, write
 from softlabels.labels import SoftLabels, soft
-from softlabels.labelset.records import Records, schema
-from softlabels.labelset.shard import Shard, UnitSummary, write
 from softlabels.precompute.advice import OFFERED, Choice, Estimate
 from softlabels.precompute.job import Job
 from softlabels.precompute.pilot import pilot

@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from softlabels.errors import InputError, KindError
+from softlabels.format import probes
 from softlabels.inputs.sources import chunks
-from softlabels.labelset import probes
 from softlabels.precompute.advice import OFFERED, Choice, Estimate, advice
 from softlabels.precompute.choices import Sample, codecs_for, kl_temperature, weigh
 from softlabels.precompute.job import Job, rows_in_memory, settle

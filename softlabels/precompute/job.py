@@ -16,14 +16,14 @@ from softlabels import codecs
 from softlabels import selection as selections
 from softlabels.codecs import Plain, Preset
 from softlabels.errors import InputError, quoted
+from softlabels.format import plan as plans
+from softlabels.format.plan import Plan, SelectionPlan
 from softlabels.inputs import tokenizer as tokenizers
 from softlabels.inputs.arrays import array_of, values_of
 from softlabels.inputs.preparation import Answers, OnLong, Preparation
 from softlabels.inputs.samples import Partners
 from softlabels.inputs.sources import Source, open_source
 from softlabels.inputs.views import Views
-from softlabels.labelset import plan as plans
-from softlabels.labelset.plan import Plan, SelectionPlan
 from softlabels.precompute.label import OnError
 from softlabels.precompute.pilot import default_batch_values, find_batch_tokens, pilot
 from softlabels.selection import Dense, Sampled, Selection, TopK, TopOdds, TopP
@@ -256,7 +256,7 @@ def settle(
     _check_selection(selection, known, temperatures)
     if codec is not None:
         needs = codecs.Needs(known.classes, selection.k, (), sampled=selection.sampled, kind=kind)
-        needs.check(preset.codec)
+        codecs.check(preset.codec, needs)
     _check_before_loading(known, preparation, temperatures)
     _check_told(tells, temperatures)
     # Looked up without running it: a trial of what it can loads weights.

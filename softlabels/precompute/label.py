@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from softlabels.errors import LabellingError, SoftLabelsError, TeacherError, quoted
+from softlabels.format.plan import Plan
+from softlabels.format.probes import choose
+from softlabels.format.shard import UnitSummary
 from softlabels.inputs.hard import hard_labels
 from softlabels.inputs.prepare import prepare
 from softlabels.inputs.prepare_arrays import prepare_arrays
@@ -23,9 +26,6 @@ from softlabels.inputs.samples import Partners
 from softlabels.inputs.views import Views
 from softlabels.inputs.windows import Windows
 from softlabels.labels import Labels, SoftLabels
-from softlabels.labelset.plan import Plan
-from softlabels.labelset.probes import choose
-from softlabels.labelset.shard import UnitSummary
 from softlabels.memory import sent
 from softlabels.precompute.answers import answered
 from softlabels.precompute.batches import (

@@ -9,9 +9,9 @@ from functools import partial
 import numpy as np
 import torch
 
+from softlabels.format.plan import Plan
 from softlabels.inputs.sources import Source
 from softlabels.labels import Labels
-from softlabels.labelset.plan import Plan
 from softlabels.precompute.label import Labeller
 from softlabels.precompute.room import Room
 from softlabels.precompute.unit import Unit

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from softlabels import codecs
 from softlabels.errors import TeacherError
+from softlabels.format.plan import Plan
+from softlabels.format.probes import Probes
 from softlabels.inputs.windows import Windows
 from softlabels.labels import BinaryLabels, Embeddings, Labels, SoftLabels
-from softlabels.labelset.plan import Plan
-from softlabels.labelset.probes import Probes
 from softlabels.selection import Selection
 
 

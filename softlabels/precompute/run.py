@@ -10,11 +10,10 @@ from typing import Any
 
 from softlabels import ranks
 from softlabels.errors import InputError
+from softlabels.format.manifest import Receipt
 from softlabels.inputs.preparation import Answers, OnLong
 from softlabels.inputs.views import Views
-from softlabels.labelset.manifest import Receipt
 from softlabels.labelset.reader import LabelSet
-from softlabels.labelset.target import Out, address, earlier
 from softlabels.labelset.writer import LabelSetWriter, begin, check_directory, check_writable
 from softlabels.precompute.executors import Executor, Local, Ray, named
 from softlabels.precompute.job import Job, settle
@@ -26,6 +25,7 @@ from softlabels.precompute.unit import Prepared
 from softlabels.precompute.worker import Done
 from softlabels.progress import Seen, Tracker, shown
 from softlabels.selection import Selection
+from softlabels.stores.target import Out, address, earlier
 
 logger = logging.getLogger(__name__)
 

@@ -13,17 +13,17 @@ from typing import Any
 import torch
 
 from softlabels.errors import PlanMismatchError, quoted
+from softlabels.format.manifest import Receipt
+from softlabels.format.probes import quota
+from softlabels.format.probes import write as write_probes
 from softlabels.inputs.sources import Source
-from softlabels.labelset.manifest import Receipt
-from softlabels.labelset.probes import quota
-from softlabels.labelset.probes import write as write_probes
-from softlabels.labelset.target import earlier
 from softlabels.labelset.writer import LabelSetWriter, begin
 from softlabels.precompute.job import Job
 from softlabels.precompute.label import Labeller
 from softlabels.precompute.tasks import Task
 from softlabels.precompute.unit import Labelled, Prepared, Unit
 from softlabels.progress import Seen
+from softlabels.stores.target import earlier
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from softlabels.format.plan import Plan
+from softlabels.format.probes import Probes
+from softlabels.format.records import VIEW_PARAMS, Records, join
+from softlabels.format.shard import UnitSummary
 from softlabels.inputs.digests import DIGEST_TYPE, input_digests, unit_digest
 from softlabels.inputs.windows import Windows
 from softlabels.labels import Labels, soft
-from softlabels.labelset.plan import Plan
-from softlabels.labelset.probes import Probes
-from softlabels.labelset.records import VIEW_PARAMS, Records, join
-from softlabels.labelset.shard import UnitSummary
 from softlabels.selection import Dense
 
 

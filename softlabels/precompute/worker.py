@@ -11,13 +11,13 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 
 from softlabels.errors import InputError, LabellingError, TeacherError, quoted
-from softlabels.labelset.manifest import Receipt
-from softlabels.labelset.target import earlier
+from softlabels.format.manifest import Receipt
 from softlabels.precompute.job import Job
 from softlabels.precompute.step import Made, Step, begun
 from softlabels.precompute.tasks import Task
 from softlabels.precompute.unit import Prepared
 from softlabels.progress import NOTHING_SEEN, Seen
+from softlabels.stores.target import earlier
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from softlabels.format.manifest import Totals
+from softlabels.format.plan import Plan
 from softlabels.labelset.card import facts, inert, loop, meaning
-from softlabels.labelset.manifest import Totals
-from softlabels.labelset.plan import Plan
 from softlabels.looking.charts import Chart
 from softlabels.sharing.command import commands
 from softlabels.sharing.licences import Licences

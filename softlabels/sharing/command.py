@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath, PureWindowsPath
 from urllib.parse import urlsplit
 
-from softlabels.labelset.plan import Plan
+from softlabels.format.plan import Plan
 
 _ENGINES = ("transformers", "openai-server")
 

@@ -13,20 +13,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from softlabels.errors import DuplicateKeyError, InputError, PlanMismatchError
+from softlabels.format import plan as plans
+from softlabels.format.plan import Plan, SelectionPlan
+from softlabels.format.records import Records
+from softlabels.format.shard import UnitSummary
 from softlabels.inputs.preparation import Preparation
 from softlabels.inputs.sources import DataIdentity
 from softlabels.inputs.tokenizer import identify
 from softlabels.labels import SoftLabels
-from softlabels.labelset import plan as plans
-from softlabels.labelset.plan import Plan, SelectionPlan
 from softlabels.labelset.reader import LabelSet
-from softlabels.labelset.records import Records
-from softlabels.labelset.shard import UnitSummary
-from softlabels.labelset.target import earlier
 from softlabels.labelset.writer import LabelSetWriter, begin, check_directory, check_writable
 from softlabels.looking.alignment import Alignment, AlignmentCheck
 from softlabels.sharing.formats.sample import Format, Sample, whole_samples
 from softlabels.sharing.records import TOKENS, Rules, check, problem, records_of, rows_digest
+from softlabels.stores.target import earlier
 from softlabels.teachers.identity import TeacherIdentity
 
 # What alignment is judged by, and a codec learns from.

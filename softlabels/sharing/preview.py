@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from softlabels.errors import LabelSetError, quoted
-from softlabels.labelset.plan import Plan
+from softlabels.format.plan import Plan
+from softlabels.format.records import Records
 from softlabels.labelset.reader import LabelSet
-from softlabels.labelset.records import Records
 
 PREVIEW = "preview.parquet"
 # Of records from one end of the set to the other, the first positions of each.

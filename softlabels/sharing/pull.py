@@ -12,15 +12,15 @@ from pathlib import Path
 from uuid import uuid4
 
 from softlabels.errors import CorruptShardError, InputError, PlanMismatchError
-from softlabels.labelset import layout, manifest, receipts
-from softlabels.labelset.directory import Directory
-from softlabels.labelset.manifest import Manifest, Receipt
-from softlabels.labelset.parallel import in_order
-from softlabels.labelset.publish import publish, replace_file
+from softlabels.format import layout, manifest, receipts
+from softlabels.format.manifest import Manifest, Receipt
+from softlabels.format.shard import file_sha256
 from softlabels.labelset.reader import LabelSet
-from softlabels.labelset.shard import file_sha256
-from softlabels.labelset.store import Store, locate, place
 from softlabels.labelset.writer import check_directory
+from softlabels.parallel import in_order
+from softlabels.stores.directory import Directory
+from softlabels.stores.publish import publish, replace_file
+from softlabels.stores.store import Store, locate, place
 
 # Of a shard, in one request; a request that fails is made again from its beginning.
 _PIECE_BYTES = 16 << 20

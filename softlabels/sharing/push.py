@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from softlabels.errors import InputError, LabelSetError, quoted
-from softlabels.labelset import layout, manifest, receipts
-from softlabels.labelset.manifest import Manifest
-from softlabels.labelset.parallel import in_order, worker_count
+from softlabels.format import layout, manifest, receipts
+from softlabels.format.manifest import Manifest
+from softlabels.format.shard import file_sha256
 from softlabels.labelset.reader import LabelSet
-from softlabels.labelset.shard import file_sha256
-from softlabels.labelset.store import place
 from softlabels.looking.pages import picture
+from softlabels.parallel import in_order, worker_count
 from softlabels.sharing.card import FIGURES, figure_path, hub_card
 from softlabels.sharing.client import answered, repository_name, token
 from softlabels.sharing.licences import Licences
 from softlabels.sharing.preview import PREVIEW, write_preview
 from softlabels.sharing.statistics import CHARTS, statistics
+from softlabels.stores.store import place
 
 # Files that are checked, sent and forgotten together.
 _TOGETHER = 64

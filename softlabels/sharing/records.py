@@ -12,9 +12,9 @@ import xxhash
 from torch import Tensor
 
 from softlabels.errors import InputError
+from softlabels.format.records import Records
 from softlabels.inputs.digests import DIGEST_TYPE, input_digests, prepared_digest, unit_digest
 from softlabels.labels import SoftLabels
-from softlabels.labelset.records import Records
 from softlabels.sharing.formats.sample import Int64s, Sample
 from softlabels.sharing.formats.windows import ALONE
 

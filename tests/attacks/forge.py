@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 
 import softlabels as sl
 from softlabels.errors import SoftLabelsError
-from softlabels.labelset import layout, manifest
-from softlabels.labelset.manifest import Manifest, Receipt
-from softlabels.labelset.receipts import Receipts
-from softlabels.labelset.shard import Shard, file_sha256
-from softlabels.labelset.verify import verify
+from softlabels.format import layout, manifest
+from softlabels.format.manifest import Manifest, Receipt
+from softlabels.format.receipts import Receipts
+from softlabels.format.shard import Shard, file_sha256
+from softlabels.verifying.verify import verify
 
 _COUNTS = (
     "rows", "positions", "entries", "source_rows", "bytes", "rejects", "truncated", "probes",

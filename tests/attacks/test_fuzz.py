@@ -19,9 +19,9 @@ from softlabels import SoftLabels
 from softlabels.codecs import Codec, Needs, resolve
 from softlabels.codecs.frames import frames_of, sizes_of
 from softlabels.errors import SoftLabelsError
-from softlabels.labelset import manifest
-from softlabels.labelset import plan as plans
-from softlabels.labelset.receipts import Receipts
+from softlabels.format import manifest
+from softlabels.format import plan as plans
+from softlabels.format.receipts import Receipts
 
 quick = settings(
     max_examples=60, deadline=None, derandomize=True,

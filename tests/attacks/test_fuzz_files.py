@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_fuzz import flipped, named, quick
 
-from softlabels.labelset import plan as plans
-from softlabels.labelset.receipts import Receipts
-from softlabels.labelset.shard import Shard
+from softlabels.format import plan as plans
+from softlabels.format.receipts import Receipts
+from softlabels.format.shard import Shard
 
 
 @quick

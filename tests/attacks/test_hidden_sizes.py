@@ -15,9 +15,9 @@ from test_bombs import MEBIBYTE, bomb
 
 import softlabels as sl
 from softlabels.errors import CorruptShardError, LabelSetError
-from softlabels.labelset.receipts import Receipts
-from softlabels.labelset.shard import Shard
-from softlabels.labelset.verify import verify
+from softlabels.format.receipts import Receipts
+from softlabels.format.shard import Shard
+from softlabels.verifying.verify import verify
 
 
 @pytest.mark.parametrize("value", [1 << 20, (1 << 31) - 1])

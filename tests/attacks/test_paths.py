@@ -10,7 +10,7 @@ from forge import FIRST, edit_json, publish, refusal, refusals
 
 import softlabels as sl
 from softlabels.errors import LabelSetError
-from softlabels.labelset.receipts import Receipts
+from softlabels.format.receipts import Receipts
 
 PATHS = [
     "../outside.parquet", "data/../../outside.parquet", "/etc/passwd", "/dev/zero", "/dev/stdin",

@@ -11,7 +11,7 @@ from forge import FIRST, refusals, reseal
 
 import softlabels as sl
 from softlabels.errors import CorruptShardError
-from softlabels.labelset.verify import verify
+from softlabels.verifying.verify import verify
 
 
 def test_a_shard_of_another_set_is_not_read(tiny: Path, precompute: Any, tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ from forge import FIRST, refusals, reseal, rewrite, with_column
 
 import softlabels as sl
 from softlabels.errors import CorruptShardError
-from softlabels.labelset.verify import verify
 from softlabels.looking.audit import audit
 from softlabels.looking.difference import difference
 from softlabels.looking.record import Window, shown
+from softlabels.verifying.verify import verify
 
 CHANGES: dict[str, tuple[str, Any]] = {
     "nan": ("log_probs", float("nan")),

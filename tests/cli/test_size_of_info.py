@@ -9,8 +9,8 @@ import pytest
 
 import softlabels as sl
 from softlabels.cli import look
-from softlabels.labelset.manifest import Receipt
-from softlabels.labelset.shard import Shard
+from softlabels.format.manifest import Receipt
+from softlabels.format.shard import Shard
 
 
 def test_records_of_one_position_are_sampled_in_few_shards(

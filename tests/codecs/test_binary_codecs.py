@@ -193,7 +193,7 @@ def test_what_the_codec_was_not_made_for_is_refused() -> None:
             labels.with_tensors({"ids": labels.ids + 3}), np.asarray([0, 2])
         )
     with pytest.raises(InputError, match=r"kind categorical, and these are binary; choose from"):
-        Needs(6, 3, (), kind="binary").check("compact")
+        codecs.check("compact", Needs(6, 3, (), kind="binary"))
 
 
 def test_a_record_with_a_place_that_holds_no_class_is_no_shard() -> None:

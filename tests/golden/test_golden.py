@@ -19,9 +19,9 @@ import torch
 import zstandard
 
 import softlabels as sl
-from softlabels.labelset import records as library_records
-from softlabels.labelset.shard import Shard, write
-from softlabels.labelset.verify import verify
+from softlabels.format import records as library_records
+from softlabels.format.shard import Shard, write
+from softlabels.verifying.verify import verify
 
 HERE = Path(__file__).parent
 FORMAT = HERE.parents[1] / "docs" / "FORMAT.md"

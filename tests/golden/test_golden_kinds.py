@@ -20,7 +20,7 @@ import xxhash
 import zstandard
 
 import softlabels as sl
-from softlabels.labelset.verify import verify
+from softlabels.verifying.verify import verify
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))

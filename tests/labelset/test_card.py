@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 import softlabels as sl
-from softlabels.labelset import manifest
+from softlabels.format import manifest
+from softlabels.format.plan import Plan
 from softlabels.labelset.card import card
-from softlabels.labelset.plan import Plan
 
 Precompute = Callable[..., sl.LabelSet]
 HOSTILE = [

@@ -16,7 +16,7 @@ from same_set import contents
 import softlabels as sl
 from softlabels.cli.app import run
 from softlabels.errors import CorruptShardError, LabelSetError, SoftLabelsError
-from softlabels.labelset.verify import verify
+from softlabels.verifying.verify import verify
 
 Precompute = Callable[..., sl.LabelSet]
 FIRST, SECOND = "data/train-00000.parquet", "data/train-00001.parquet"

@@ -14,7 +14,7 @@ import torch
 import softlabels as sl
 from softlabels.cli import main
 from softlabels.errors import InputError, KindError, LabellingError, PlanMismatchError
-from softlabels.labelset.verify import repair, verify
+from softlabels.verifying.verify import repair, verify
 
 WIDTH, CLASSES = 12, 20
 Row = dict[str, Any]
@@ -172,7 +172,7 @@ def test_every_command_that_looks_says_what_it_is(
 
 
 def test_what_only_distributions_have_is_refused_by_name(tmp_path: Path) -> None:
-    from softlabels.labelset.verify_against import against
+    from softlabels.verifying.against import against
 
     labels = label(tmp_path / "a", "embedding")
     with pytest.raises(KindError, match="labels of arrays"):
@@ -263,9 +263,21 @@ def test_bits_and_parts_of_a_codec_are_chosen_by_a_number(tmp_path: Path) -> Non
     ("kind", "codec", "words"),
     [
         ("binary", "binary:3", "binary:3: a class takes 4 to 16 bits"),
-        ("binary", "binary:", "a number from 1 on may follow two names"),
-        ("embedding", "product:0", "a number from 1 on may follow two names"),
-        ("embedding", "int8:4", 'the codec "int8:4": a number from 1 on may follow two names'),
+        (
+            "binary",
+            "binary:",
+            "follow some names: binary:bits and product:parts",
+        ),
+        (
+            "embedding",
+            "product:0",
+            "follow some names: binary:bits and product:parts",
+        ),
+        (
+            "embedding",
+            "int8:4",
+            'the codec "int8:4": a number from 1 on may follow some names',
+        ),
         ("embedding", "product:7", "20 numbers do not make 7 equal parts"),
         ("embedding", "binary:8", "the codec binary writes labels of the kind binary"),
     ],

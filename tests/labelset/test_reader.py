@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 import softlabels as sl
 from softlabels.errors import CorruptShardError, JoinError, LabelSetError
-from softlabels.labelset import keys, reader
-from softlabels.labelset.verify import verify
+from softlabels.format import keys
+from softlabels.labelset import reader
+from softlabels.verifying.verify import verify
 
 Precompute = Callable[..., sl.LabelSet]
 KEYS = [("s0", 0), ("s1", 0), ("s1", 1), ("s1", 2), *((f"s{i}", 0) for i in range(2, 6))]

@@ -12,13 +12,13 @@ import torch
 
 import softlabels as sl
 from softlabels.cli.app import run
+from softlabels.deriving.derive import derive
 from softlabels.errors import InputError, TeacherError
-from softlabels.labelset import layout, receipts
-from softlabels.labelset.derive import derive
-from softlabels.labelset.verify import repair, verify
-from softlabels.labelset.verify_again import command
-from softlabels.labelset.verify_against import against
+from softlabels.format import layout, receipts
 from softlabels.labelset.writer import LabelSetWriter
+from softlabels.verifying.again import command
+from softlabels.verifying.against import against
+from softlabels.verifying.verify import repair, verify
 
 Precompute = Callable[..., sl.LabelSet]
 

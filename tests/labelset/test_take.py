@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 import softlabels as sl
 from softlabels.errors import CorruptShardError
-from softlabels.labelset import reader, shard
-from softlabels.labelset.encoded import Encoded
-from softlabels.labelset.records import IDENTITY, Records
-from softlabels.labelset.shard import Shard
+from softlabels.format import shard
+from softlabels.format.encoded import Encoded
+from softlabels.format.records import IDENTITY, Records
+from softlabels.format.shard import Shard
+from softlabels.labelset import reader
 
 Precompute = Callable[..., sl.LabelSet]
 TENSORS = ("ids", "log_probs", "logits", "logsumexp", "log_tails", "hard_log_probs", "mask")

@@ -15,8 +15,8 @@ import torch
 
 import softlabels as sl
 from softlabels.errors import CorruptShardError, InputError, VocabularyMismatchError
+from softlabels.format.shard import Shard
 from softlabels.labelset import reader
-from softlabels.labelset.shard import Shard
 
 Precompute = Callable[..., sl.LabelSet]
 Batch = dict[str, Any]

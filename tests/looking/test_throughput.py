@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import softlabels as sl
-from softlabels.labelset.receipts import Receipts
+from softlabels.format.receipts import Receipts
 from softlabels.looking.audit import audit
 from softlabels.looking.charts import charts
 from softlabels.looking.pages import audit_page, picture

@@ -42,7 +42,7 @@ from same_set import contents
 from tables import CLASSES, TableTeacher
 
 import softlabels as sl
-from softlabels.labelset.verify import verify
+from softlabels.verifying.verify import verify
 
 ROWS, UNIT_ROWS, PROBES = 48, 4, 7
 STEPS = ("link", "rename", "mkdir", "unlink", "rmdir", "fsync", "open")

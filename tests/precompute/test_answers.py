@@ -12,7 +12,7 @@ import torch
 import softlabels as sl
 from softlabels.cli.app import run
 from softlabels.errors import InputError, LabellingError, PlanMismatchError
-from softlabels.labelset.verify import repair, verify
+from softlabels.verifying.verify import repair, verify
 
 NEW = 12
 Row = dict[str, Any]

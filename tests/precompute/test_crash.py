@@ -20,8 +20,8 @@ import softlabels as sl
 KILLED = """
 import json, os, signal, sys
 import softlabels as sl
-from softlabels.labelset import shard
-from softlabels.labelset.directory import Directory, Path
+from softlabels.format import shard
+from softlabels.stores.directory import Directory, Path
 
 place, count, teacher, data, out = sys.argv[1:]
 calls = 0
@@ -172,7 +172,7 @@ def test_a_shard_published_by_another_worker_stays(
     first = out / "data" / "train-00000.parquet"
     original = first.read_bytes()
     first.unlink()
-    from softlabels.labelset import directory
+    from softlabels.stores import directory
 
     publish = directory.publish
 

@@ -15,7 +15,7 @@ from tables import TableTeacher
 
 import softlabels as sl
 from softlabels.errors import InputError
-from softlabels.labelset import directory
+from softlabels.stores import directory
 
 Run = Callable[..., sl.LabelSet]
 

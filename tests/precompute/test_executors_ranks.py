@@ -17,9 +17,9 @@ from tables import TableTeacher
 import softlabels as sl
 from softlabels.errors import InputError
 from softlabels.inputs.sources import open_source
-from softlabels.labelset.verify import verify
 from softlabels.precompute.tasks import Share, Tasks
 from softlabels.ranks import local_rank
+from softlabels.verifying.verify import verify
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 COMMAND = [sys.executable, str(Path(__file__).with_name("on_executors.py"))]

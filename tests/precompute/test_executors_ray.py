@@ -20,9 +20,9 @@ from on_executors import UNITS, job, killing, of_ray, slow, write_rows
 from same_set import contents
 from tables import TableTeacher
 
-from softlabels.labelset.verify import verify
 from softlabels.precompute import on_ray
 from softlabels.precompute.executors import Ray
+from softlabels.verifying.verify import verify
 
 # Read when it is imported.
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"

@@ -22,7 +22,7 @@ from tables import CLASSES, TableTeacher
 
 import softlabels as sl
 from softlabels.errors import InputError, TeacherError
-from softlabels.labelset.verify import verify
+from softlabels.verifying.verify import verify
 
 Run = Callable[..., sl.LabelSet]
 
@@ -119,7 +119,7 @@ import numpy as np
 from same_set import contents
 from tables import TableTeacher
 import softlabels as sl
-from softlabels.labelset.verify import verify
+from softlabels.verifying.verify import verify
 
 disk, elsewhere = Path(sys.argv[1]), Path(sys.argv[2])
 rows = [{"ids": np.random.default_rng(i).integers(0, 2048, 100).tolist()} for i in range(40)]

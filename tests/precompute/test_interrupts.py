@@ -15,7 +15,7 @@ import pytest
 from same_set import contents
 
 import softlabels as sl
-from softlabels.labelset.verify import verify
+from softlabels.verifying.verify import verify
 
 UNITS = 60
 

@@ -13,9 +13,9 @@ from tables import TableTeacher
 
 import softlabels as sl
 from softlabels.codecs import Compact
-from softlabels.labelset.verify import verify
 from softlabels.precompute import pilot as pilots
 from softlabels.precompute.pilot import fastest, find_batch_tokens
+from softlabels.verifying.verify import verify
 
 Precompute = Callable[..., sl.LabelSet]
 

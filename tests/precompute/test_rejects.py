@@ -16,7 +16,7 @@ from tables import CLASSES, TableTeacher
 
 import softlabels as sl
 from softlabels.errors import LabellingError, TeacherError
-from softlabels.labelset.verify import verify
+from softlabels.verifying.verify import verify
 
 Run = Callable[..., sl.LabelSet]
 

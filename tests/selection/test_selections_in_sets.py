@@ -13,8 +13,8 @@ import torch
 
 import softlabels as sl
 from softlabels.errors import InputError, PlanMismatchError, UnsupportedFormatError
-from softlabels.labelset import plan as plans
-from softlabels.labelset.verify import verify
+from softlabels.format import plan as plans
+from softlabels.verifying.verify import verify
 
 CLASSES = 16
 Run = Callable[..., sl.LabelSet]

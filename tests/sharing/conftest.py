@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hub_server import TOKEN, Hub, hub
 
-from softlabels.labelset import origin
+from softlabels.stores import origin
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ import yaml
 
 import softlabels as sl
 from softlabels.errors import InputError
-from softlabels.labelset.verify import verify
 from softlabels.sharing.formats import Arrays, Axolotl, DistillKit, FloatLists, Format
 from softlabels.sharing.formats.compression import (
     Compression,
@@ -25,6 +24,7 @@ from softlabels.sharing.formats.compression import (
     unpacked,
 )
 from softlabels.sharing.imports import Imported, Origin, import_set
+from softlabels.verifying.verify import verify
 
 CLASSES, K, TOKENS = 64, 4, 12
 PROBS = np.asarray([0.7, 0.1, 0.05, 0.05])

@@ -23,7 +23,7 @@ from markdown_it import MarkdownIt
 import softlabels as sl
 from softlabels.cli.app import app
 from softlabels.errors import InputError
-from softlabels.labelset.plan import Plan, SelectionPlan
+from softlabels.format.plan import Plan, SelectionPlan
 from softlabels.sharing.card import hub_card
 from softlabels.sharing.command import commands, portable
 from softlabels.sharing.licences import Licences

@@ -14,10 +14,10 @@ import torch
 
 import softlabels as sl
 from softlabels.errors import DuplicateKeyError, InputError, JoinError
-from softlabels.labelset.verify import verify
 from softlabels.sharing import imports
 from softlabels.sharing.formats import Arrays, Axolotl, DistillKit, FloatLists, Format
 from softlabels.sharing.imports import Imported, Origin, import_set
+from softlabels.verifying.verify import verify
 
 LAYOUTS = {"lists": FloatLists, "axolotl": Axolotl, "numpy": Arrays}
 IDENTITY = ["key", "part", "view", "source_start", "source_length"]

@@ -11,13 +11,13 @@ import pytest
 from hub_server import Hub
 
 import softlabels as sl
-from softlabels.labelset import manifest
-from softlabels.labelset.verify import verify
+from softlabels.format import manifest
 from softlabels.looking.pages import picture
 from softlabels.sharing import statistics as measuring
 from softlabels.sharing.pull import pull
 from softlabels.sharing.push import push
 from softlabels.sharing.statistics import statistics
+from softlabels.verifying.verify import verify
 
 NAME = "me/labels"
 Precompute = Callable[..., sl.LabelSet]

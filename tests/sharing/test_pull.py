@@ -18,11 +18,11 @@ from softlabels.errors import (
     PlanMismatchError,
     RemoteError,
 )
-from softlabels.labelset.verify import verify
 from softlabels.sharing import pull as pulling
 from softlabels.sharing.licences import Licences
 from softlabels.sharing.pull import pull
 from softlabels.sharing.push import push
+from softlabels.verifying.verify import verify
 
 Precompute = Callable[..., sl.LabelSet]
 NAME = "me/labels"

@@ -14,7 +14,7 @@ from hub_server import TOKEN, Hub
 
 import softlabels as sl
 from softlabels.errors import CorruptShardError, InputError, LabelSetError, RemoteError
-from softlabels.labelset import manifest
+from softlabels.format import manifest
 from softlabels.sharing.licences import Licences
 from softlabels.sharing.push import push
 

@@ -13,9 +13,9 @@ from hub_xet import XetHub
 
 import softlabels as sl
 from softlabels.errors import RemoteError
-from softlabels.labelset.verify import verify
 from softlabels.sharing.pull import pull
 from softlabels.sharing.push import push
+from softlabels.verifying.verify import verify
 
 NAME = "me/labels"
 # Imported, it writes a log where HF_HOME says.

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from softlabels.errors import InputError
+from softlabels.format.records import Records
 from softlabels.labelset.reader import LabelSet
-from softlabels.labelset.records import Records
 from softlabels.sharing.formats import parquet
 from softlabels.sharing.formats.sample import Sample, check_exportable, samples
 from softlabels.sharing.formats.windows import COLUMNS

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from softlabels.errors import InputError, quoted
-from softlabels.labelset.plan import first_problem
+from softlabels.format.plan import first_problem
 from softlabels.sharing.formats.sample import Int64s
 
 _LEAST_SINGULAR_VALUE = 1e-5

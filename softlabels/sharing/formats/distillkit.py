@@ -22,8 +22,8 @@ import yaml  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from softlabels.errors import InputError
+from softlabels.format.records import Records
 from softlabels.labelset.reader import LabelSet
-from softlabels.labelset.records import Records
 from softlabels.sharing.formats import parquet
 from softlabels.sharing.formats.compression import (
     Compression,

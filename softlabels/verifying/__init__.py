@@ -1,0 +1,1 @@
+"""Whether a label set is what was written, and by whom."""
