@@ -40,23 +40,25 @@ class Columns:
 
     Attributes:
         codec: whose they are.
-        table: its columns, and `positions`.
+        batch: its columns, and `positions`.
     """
 
     codec: Any
-    table: pa.Table
+    batch: pa.RecordBatch
 
     @property
     def nbytes(self) -> int:
-        return int(self.table.nbytes)
+        return int(self.batch.nbytes)
 
     @classmethod
     def picked(cls, parts: Sequence[tuple[Self, int, int]]) -> Self:
-        tables = [part.table.slice(start, stop - start) for part, start, stop in parts]
-        return cls(parts[0][0].codec, pa.concat_tables(tables))
+        # At once: column by column, where each is decoded, it takes three times as long.
+        slices = [part.batch.slice(start, stop - start) for part, start, stop in parts]
+        return cls(parts[0][0].codec, pa.concat_batches(slices))
 
     def labels(self, device: torch.device) -> tuple[Labels, NDArray[np.int64]]:
-        found: tuple[Labels, NDArray[np.int64]] = self.codec.decode(self.table, device)
+        table = pa.Table.from_batches([self.batch])
+        found: tuple[Labels, NDArray[np.int64]] = self.codec.decode(table, device)
         return found
 
 
@@ -68,4 +70,13 @@ class ByColumns(Made):
     def hold(self, table: pa.Table) -> Columns:
         """Their columns of some rows."""
         fields: list[pa.Field] = self.fields  # type: ignore[attr-defined]
-        return Columns(self, table.select(["positions", *(field.name for field in fields)]))
+        return Columns(self, one_batch(table.select(["positions", *(f.name for f in fields)])))
+
+
+def one_batch(table: pa.Table) -> pa.RecordBatch:
+    """A table's rows in one piece; of one chunk nothing is copied."""
+    columns = [
+        column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+        for column in table.itercolumns()
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=table.schema)

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from softlabels.codecs import CPU, Codec, Held
+from softlabels.codecs.held import one_batch
 from softlabels.errors import CorruptShardError
 from softlabels.format.records import IDENTITY, VIEW_PARAMS, Records, ends_of, scatter
 from softlabels.labels import Labels
@@ -68,7 +69,7 @@ class Encoded:
         token_ids, next_ids = _tokens(table, offsets)
         identity = table.select([n for n in (*IDENTITY, VIEW_PARAMS) if n in table.column_names])
         return cls(
-            identity=_one_batch(identity),
+            identity=one_batch(identity),
             lengths=lengths,
             token_offsets=offsets,
             token_ids=token_ids,
@@ -149,12 +150,6 @@ def _joined(parts: Sequence[tuple[NDArray[Any] | None, int, int]]) -> NDArray[An
     """Values start up to stop of each part; None where one has none."""
     found = [values[start:stop] for values, start, stop in parts if values is not None]
     return np.concatenate(found) if len(found) == len(parts) else None
-
-
-def _one_batch(table: pa.Table) -> pa.RecordBatch:
-    columns = [column.combine_chunks() for column in table.itercolumns()]
-    # Of no rows there is no chunk, of one nothing is copied.
-    return pa.RecordBatch.from_arrays(columns, schema=table.schema)
 
 
 def _lengths(table: pa.Table) -> Int64s:

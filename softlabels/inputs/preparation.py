@@ -31,6 +31,13 @@ class Answers(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] = 0
 
+    @property
+    def words(self) -> str:
+        """What they are, for people."""
+        drawn = f"drawn at T = {self.temperature:g}, top-p {self.top_p:g}, seed {self.seed}"
+        how = drawn if self.temperature else "the likeliest tokens"
+        return f"the teacher's answers, at most {self.max_new_tokens} tokens, {how}"
+
 
 class Preparation(BaseModel):
     """How samples became records; part of the plan.

@@ -163,8 +163,9 @@ class Views:
         if self.keep == "seeds":
             partner = {PARTNER: params[PARTNER]} if PARTNER in params else {}
             params = {**self._drawn(params["seed"], sample), **partner}
-        # Copies: what it writes into them must not reach the next view.
-        arrays = [sample.copy(), *([] if other is None else [other.copy()])]
+        given = [sample] if other is None else [sample, other]
+        # What it writes into an array must not reach the next view. Decoded images are read-only.
+        arrays = [array.copy() if array.flags.writeable else array for array in given]
         found = self.augment(arrays[0], params, *arrays[1:])
         # Tensors and images say how they are arrays.
         array = np.asarray(found)

@@ -107,6 +107,8 @@ def _named(plan: Plan) -> str:
     if plan.views is not None:
         count, name = plan.views.count, inert(plan.views.name)
         lines.append(f"| views | {count} of each sample, by {name} {inert(plan.views.version)} |")
+    if plan.preparation.answers is not None:
+        lines.append(f"| labelled | {plan.preparation.answers.words} |")
     if plan.class_names is not None:
         some = ", ".join(map(inert, plan.class_names[:_SHOWN_CLASSES]))
         more = len(plan.class_names) - _SHOWN_CLASSES

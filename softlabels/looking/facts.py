@@ -61,13 +61,9 @@ def _prepared(preparation: Preparation) -> str:
         whose = {"first": "one label each", "every": "a label at each index of the first axis"}
         return f"arrays, {whose.get(preparation.positions or '', 'as many labels as they have')}"
     length = f"at most {preparation.max_length} tokens"
-    answers = preparation.answers
-    if answers is None:
+    if preparation.answers is None:
         return _joined(preparation.kind, length, preparation.on_long)
-    drawn = f"drawn at T = {answers.temperature:g}, top-p {answers.top_p:g}, seed {answers.seed}"
-    how = drawn if answers.temperature else "the likeliest tokens"
-    words = f"the teacher's answers, at most {answers.max_new_tokens} tokens, {how}"
-    return _joined(f"prompts ({preparation.kind})", words, length)
+    return _joined(f"prompts ({preparation.kind})", preparation.answers.words, length)
 
 
 def _views(views: ViewsIdentity) -> str:

@@ -102,7 +102,7 @@ def _run(
         input_ids[row, longest - len(prompt) :] = torch.from_numpy(prompt)
         padding[row, longest - len(prompt) :] = False
     rooms = [min(settings.max_new_tokens, max_length - len(prompt)) for prompt in prompts]
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    devices = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
     with torch.no_grad(), torch.random.fork_rng(devices):
         torch.manual_seed(_seed(prompts, settings.seed))
         told = teacher.answers(input_ids, padding=padding, room=max(rooms), settings=settings)

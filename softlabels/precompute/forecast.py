@@ -26,7 +26,7 @@ from softlabels.precompute.unit import Unit
 from softlabels.progress import Tracker, shown
 from softlabels.selection import TopK
 from softlabels.teachers import LabelTeacher
-from softlabels.teachers.traits import kind_of
+from softlabels.teachers.traits import Answering, kind_of
 
 DEFAULT_SAMPLE_ROWS = 256
 _NORMAL_95 = 1.96
@@ -202,6 +202,15 @@ class _Timed:
                 setattr(self, method, self._timed(getattr(teacher, method)))
         if isinstance(teacher, LabelTeacher):
             self.temperatures = teacher.temperatures
+        if isinstance(teacher, Answering):
+            self._answers, self.answers = teacher.answers, self._timed_answers
+
+    def _timed_answers(self, *args: Any, **options: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return self._answers(*args, **options)
+        finally:
+            self._seconds[self._name] += time.perf_counter() - began
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._teacher, name)

@@ -263,6 +263,7 @@ def test_the_commands_label_and_show_answers(
         capsys.readouterr().out.split()
     )
     assert run(["show", str(out), "q3"]) == 0
+    assert "the teacher's answers, at most 6 tokens" in (out / "README.md").read_text()
     assert run([*command, "--out", str(tmp_path / "b"), "--answer-seed", "3"]) != 0
     assert "--answers" in capsys.readouterr().err
     assert run([*command, "--out", str(tmp_path / "b"), "--answers", "0"]) != 0
