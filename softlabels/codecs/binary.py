@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Self
@@ -112,11 +112,8 @@ class Binary(Packed[BinaryLabels]):
         return labels if device.type == "cpu" else labels.to(device)
 
     @classmethod
-    def made_for(
-        cls, needs: Needs, pilot: Callable[[], Any], *, name: str, number: int | None
-    ) -> Self:
-        labels = pilot()
-        codec = cls(
+    def untrained(cls, needs: Needs, labels: BinaryLabels, number: int | None) -> Self:
+        return cls(
             needs.classes,
             needs.k,
             needs.temperatures,
@@ -124,7 +121,6 @@ class Binary(Packed[BinaryLabels]):
             logits_known=False,
             bits=cls.bits if number is None else number,
         )
-        return codec.trained(labels) if len(labels) else codec
 
     @classmethod
     def check_needs(cls, needs: Needs, number: int | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Self
@@ -147,11 +147,8 @@ class Compact(Packed[SoftLabels]):
         return found - found.exp().sum(-1, keepdim=True).clamp(min=1).log()
 
     @classmethod
-    def made_for(
-        cls, needs: Needs, pilot: Callable[[], Any], *, name: str, number: int | None
-    ) -> Self:
-        labels = pilot()
-        codec = cls(
+    def untrained(cls, needs: Needs, labels: SoftLabels, number: int | None) -> Self:
+        return cls(
             needs.classes,
             needs.k,
             needs.temperatures,
@@ -159,7 +156,6 @@ class Compact(Packed[SoftLabels]):
             needs.logits_known,
             scale=scale_of(needs.k),
         )
-        return codec.trained(labels) if len(labels) else codec
 
     def own_settings(self) -> dict[str, Any]:
         return {"scale": self.scale}

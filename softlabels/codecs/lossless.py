@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -127,13 +127,9 @@ class Lossless(Packed[SoftLabels]):
         return labels if device.type == "cpu" else labels.to(device)
 
     @classmethod
-    def made_for(
-        cls, needs: Needs, pilot: Callable[[], Any], *, name: str, number: int | None
-    ) -> Self:
-        labels = pilot()
+    def untrained(cls, needs: Needs, labels: SoftLabels, number: int | None) -> Self:
         table = table_of(labels, needs)
-        codec = cls(needs.classes, needs.k, needs.temperatures, table, dtype=_dtype(labels))
-        return codec.trained(labels) if len(labels) else codec
+        return cls(needs.classes, needs.k, needs.temperatures, table, dtype=_dtype(labels))
 
     @classmethod
     def check_needs(cls, needs: Needs, number: int | None) -> None:

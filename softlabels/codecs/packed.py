@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -98,6 +98,23 @@ class Packed(Made, ABC, Generic[L]):
         offsets = np.arange(0, len(labels) + 1, _SAMPLE_POSITIONS)
         samples = self.layout.records(self.to_planes(labels), offsets)
         return replace(self, dictionary=train_dictionary([b"".join(record) for record in samples]))
+
+    @classmethod
+    def made_for(
+        cls, needs: Needs, pilot: Callable[[], Any], *, name: str, number: int | None
+    ) -> Self:
+        labels = pilot()
+        codec = cls.untrained(needs, labels, number)
+        return codec.trained(labels) if len(labels) else codec
+
+    @classmethod
+    @abstractmethod
+    def untrained(cls, needs: Needs, labels: L, number: int | None) -> Self:
+        """The codec for labels like these, without a dictionary.
+
+        Args:
+            number: that followed its name.
+        """
 
     @abstractmethod
     def to_planes(self, labels: L) -> Planes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -112,13 +112,9 @@ class Sampled(Packed[SoftLabels]):
         return labels if device.type == "cpu" else labels.to(device)
 
     @classmethod
-    def made_for(
-        cls, needs: Needs, pilot: Callable[[], Any], *, name: str, number: int | None
-    ) -> Self:
-        labels = pilot()
+    def untrained(cls, needs: Needs, labels: SoftLabels, number: int | None) -> Self:
         table = table_of(labels, needs)
-        codec = cls(needs.classes, needs.k, (), table, needs.logits_known, draws=needs.draws)
-        return codec.trained(labels) if len(labels) else codec
+        return cls(needs.classes, needs.k, (), table, needs.logits_known, draws=needs.draws)
 
     def own_settings(self) -> dict[str, Any]:
         return {"draws": self.draws}
