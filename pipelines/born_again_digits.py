@@ -49,8 +49,8 @@ def main() -> None:
         found["taught by the committee"].append(digits.accuracy(fused, test))
         votes.append(vote(first, test))
         asked = [label(m, test, args.out / f"{seed}-asked-{n}") for n, m in enumerate(first)]
-        apart = [b["soft_labels"] for b in sl.loader(asked, test, batch_size=256)]
-        each = torch.cat([disagreement(teachers) for teachers in apart])
+        apart = sl.loader(asked, test, batch_size=256, disagreement=True)
+        each = torch.cat([batch["disagreement"] for batch in apart])
         disagreements.append(float(each.mean()))
     print(
         f"{len(learnt)} digits, {size:.0f} bytes each, labelled in {seconds / args.seeds:.2f} s\n"
@@ -98,18 +98,6 @@ def label(model: nn.Module, rows: Any, out: Path) -> sl.LabelSet:
     return sl.precompute(
         rows, teacher, out, column="image", key="id", label="label", codec="plain", progress=False
     )
-
-
-def disagreement(teachers: list[sl.SoftLabels]) -> Tensor:
-    """Generalised Jensen-Shannon divergence of several teachers at each digit, nats, (B,)."""
-    dense = torch.stack(
-        [torch.zeros(*y.shape, 10).scatter(-1, y.ids, y.log_probs.exp()) for y in teachers]
-    )
-
-    def entropy(p: Tensor) -> Tensor:
-        return -torch.special.xlogy(p, p).sum(-1)
-
-    return entropy(dense.mean(0)) - entropy(dense).mean(0)
 
 
 @torch.no_grad()

@@ -109,7 +109,7 @@ class Assembler:
         records, extra = self._joined(first, rows, verify=verify)
         batch = self._shape.collate(self._shape.cut(records), layout)
         labels = [batch["soft_labels"], *(self._labels(records, o, layout) for o in others)]
-        return self._finish({**extra, **batch, "soft_labels": self.teachers.combine(labels)})
+        return self._finish({**extra, **batch, **self.teachers.fields(labels)})
 
     def filler(self, numbers: Int64s, rows: Beside | None, *, epoch: int) -> dict[str, Any]:
         """A batch of one token and no label, for a rank that has none of its own.
@@ -128,8 +128,7 @@ class Assembler:
         extra = {name: values[:1] for name, values in extra.items()}
         none = torch.zeros(1, dtype=torch.int64)
         batch |= {"key": [None], "part": none} | ({"view": none} if "view" in batch else {})
-        batch["soft_labels"] = self.teachers.combine(labels)
-        return self._finish({**extra, **batch})
+        return self._finish({**extra, **batch, **self.teachers.fields(labels)})
 
     def _labels(self, records: Records, other: Records, layout: Int64s | None) -> Labels:
         """Another teacher's labels, laid out as the batch is."""

@@ -46,6 +46,7 @@ def loader(
     by_length: bool = False,
     fuse: Fuse | None = None,
     weights: Sequence[float] | None = None,
+    disagreement: bool = False,
     columns: Sequence[str] | None = None,
     tokenizer: Any = None,
     views: Views | None = None,
@@ -83,6 +84,8 @@ def loader(
             `softlabels.loading.fuse.mixture`), or one of them for each record by (epoch, key), the
             "choice".
         weights: of the sets in it; equal by default.
+        disagreement: of several sets, put into each batch how far the teachers are apart, float32
+            nats of the labels' batch shape; see `softlabels.loading.fuse.disagreement`.
         columns: of `data`, to put into batches; all but the key and the labelled ones by default.
         tokenizer: the student's; refused if it is not the teacher's.
         views: what made the set's views, to make them again of their stored parameters.
@@ -113,7 +116,10 @@ def loader(
     """
     shuffle = seed is not None if shuffle is None else shuffle
     drawn = count(0 if seed is None else seed, "seed")
-    teachers = Teachers.of(labels, fuse=fuse, weights=weights, seed=drawn, class_names=class_names)
+    teachers = Teachers.of(
+        labels, fuse=fuse, weights=weights, seed=drawn, class_names=class_names,
+        disagreement=disagreement,
+    )  # fmt: skip
     leader = teachers.leader
     wanted = None if records is None else numbers(leader, records)
     single = leader.plan.single

@@ -20,9 +20,11 @@ Int64s = NDArray[np.int64]
 # What a batch has of its own; packed ones have the second line too.
 PADDED = ("input_ids", "attention_mask", "soft_labels", "next_ids", "key", "part")
 PACKED = ("position_ids", "segment_ids", "cu_seqlens")
-FIELDS = (*PADDED, *PACKED)
+# Of several teachers, where they are compared.
+COMPARED = ("disagreement",)
+FIELDS = (*PADDED, *PACKED, *COMPARED)
 # Of records that are arrays.
-ARRAY_FIELDS = ("inputs", "lengths", "soft_labels", "key", "part", "view")
+ARRAY_FIELDS = ("inputs", "lengths", "soft_labels", "key", "part", "view", *COMPARED)
 
 
 def collate(records: Records, *, pad_id: int) -> dict[str, Any]:

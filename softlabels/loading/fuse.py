@@ -64,6 +64,35 @@ def mixture(teachers: Sequence[SoftLabels], weights: Sequence[float]) -> SoftLab
     )
 
 
+def disagreement(teachers: Sequence[SoftLabels], weights: Sequence[float]) -> Tensor:
+    """How far teachers are from their mixture: Σ wᵢ KL(pᵢ ‖ Σ wⱼ pⱼ) at T = 1, in nats.
+
+    The generalised Jensen-Shannon divergence (Lin, "Divergence measures based on the Shannon
+    entropy", IEEE Trans. Inf. Theory 37, 1991), between 0 and the entropy of the weights. Classes
+    that a teacher did not keep are its rest, one class of all.
+
+    Args:
+        teachers, weights: as `mixture` takes them.
+
+    Returns:
+        float32, (...); 0 where one of them has no labels.
+
+    Raises:
+        InputError, VocabularyMismatchError, MissingTailError: as `mixture`.
+    """
+    shares = normalised(weights, len(teachers))
+    mixed = mixture(teachers, weights)
+    apart = [w * _entropy(y) for w, y in zip(shares, teachers, strict=True)]
+    found = (_entropy(mixed) - torch.stack(apart).sum(0)).clamp(min=0).float()
+    return found if mixed.mask is None else found.masked_fill(~mixed.mask, 0)
+
+
+def _entropy(labels: SoftLabels) -> Tensor:
+    """Of the kept classes and one rest at T = 1, nats, float64, (...)."""
+    told = torch.cat([labels.log_probs_at(1.0), labels.log_tail(1.0).unsqueeze(-1)], -1).double()
+    return -(told.exp() * told.masked_fill(told == -torch.inf, 0)).sum(-1)
+
+
 def alike(teachers: Sequence[SoftLabels]) -> list[SoftLabels]:
     """The same labels with the fields, temperatures and k that all have, to be put together.
 

@@ -19,7 +19,7 @@ from softlabels.labels import Labels, soft
 from softlabels.labelset.reader import LabelSet
 from softlabels.loading.choice import drawn
 from softlabels.loading.classes import order_of, renumbered
-from softlabels.loading.fuse import NO_MIXTURE, alike, mixture, normalised
+from softlabels.loading.fuse import NO_MIXTURE, alike, disagreement, mixture, normalised
 
 Int64s = NDArray[np.int64]
 Uint64s = NDArray[np.uint64]
@@ -139,6 +139,7 @@ class Teachers:
         weights: of the teachers.
         seed: of the choice.
         orders: the student's numbers of each set's classes, see `classes.order_of`.
+        compared: batches say how far the teachers are apart.
     """
 
     def __init__(
@@ -151,8 +152,9 @@ class Teachers:
         weights: Sequence[float],
         seed: int,
         orders: Sequence[Tensor | None],
+        compared: bool = False,
     ) -> None:
-        self._orders = list(orders)
+        self._orders, self._compared = list(orders), compared
         self.leader, self._followers, self._names = leader, list(followers), names
         self.fuse, self._weights, self._seed = fuse, list(weights), seed
 
@@ -165,6 +167,7 @@ class Teachers:
         weights: Sequence[float] | None,
         seed: int,
         class_names: Sequence[str] | None = None,
+        disagreement: bool = False,
     ) -> Teachers:
         """One set or several, the first of which leads.
 
@@ -189,15 +192,28 @@ class Teachers:
             raise InputError("fuse= and weights= are for several label sets; there is one")
         if weights is not None and fuse is None:
             raise InputError("weights= says how to fuse label sets; choose fuse='mixture'")
+        if disagreement and (not others or fuse == "choice"):
+            raise InputError(
+                "disagreement= compares the teachers of several label sets, kept apart or mixed; "
+                "leave it out"
+            )
         shares = normalised([1.0] * (len(others) + 1) if weights is None else weights, len(sets))
+        mixed = "mixture" if disagreement else fuse
         for other in others:
-            _check_alike(leader, other, fuse, renumbered=class_names is not None)
+            _check_alike(leader, other, mixed, renumbered=class_names is not None)
         followers = [Follower.of(leader, other) for other in others]
         orders: list[Tensor | None] = [None] * len(sets)
         if class_names is not None:
             orders = [order_of(one, class_names) for one in sets]
         return cls(
-            leader, followers, names=names, fuse=fuse, weights=shares, seed=seed, orders=orders
+            leader,
+            followers,
+            names=names,
+            fuse=fuse,
+            weights=shares,
+            seed=seed,
+            orders=orders,
+            compared=disagreement,
         )
 
     def shared(self) -> Int64s | None:
@@ -251,8 +267,14 @@ class Teachers:
         found = self._followers[place - 1].take(numbers, first, device)
         return renumbered(found, self._orders[place])
 
-    def combine(self, labels: list[Labels]) -> Any:
-        """What stands in the batch."""
+    def fields(self, labels: list[Labels]) -> dict[str, Any]:
+        """What of the teachers stands in the batch."""
+        found = {"soft_labels": self._combined(labels)}
+        if self._compared:
+            found["disagreement"] = disagreement([soft(one) for one in labels], self._weights)
+        return found
+
+    def _combined(self, labels: list[Labels]) -> Any:
         if len(labels) == 1:
             return labels[0]
         if self.fuse == "mixture":

@@ -156,6 +156,6 @@ def test_a_byte_changed_in_place_after_its_rows_were_checked_is_named(large: sl.
     path = labels.root / labels.receipts[0].path
     with path.open("r+b") as file:
         file.seek(path.stat().st_size // 4)
-        file.write(bytes(255 - byte for byte in file.read(0) or b"\x55\xaa" * 500))
+        file.write(b"\xaa\x55" * 500)
     with pytest.raises(CorruptShardError, match=r"train-00000\.parquet: row group 0: a frame"):
         labels.take([0, 1, 2, 3])

@@ -265,3 +265,66 @@ def test_weights_of_a_choice_are_its_shares(tmp_path: Path, precompute: Precompu
     share = np.mean([equal(y, first[key]) for key, y in by_key(loader).items()])
     # Of 400 draws a standard deviation is .022.
     assert abs(share - 0.75) < 0.13
+
+
+def told(y: sl.SoftLabels) -> torch.Tensor:
+    """A distribution over the classes and a rest, float64, (…, V + 1)."""
+    p, rest = dense(y)
+    return torch.cat([p, rest.unsqueeze(-1)], -1)
+
+
+def apart_by(teachers: list[sl.SoftLabels], weights: list[float]) -> torch.Tensor:
+    """Σ wᵢ KL(pᵢ ‖ Σ wⱼ pⱼ), term by term."""
+    shares = torch.tensor(weights, dtype=torch.float64) / sum(weights)
+    parts = torch.stack([told(y) for y in teachers])
+    mixed = (shares.view(-1, *[1] * (parts.ndim - 1)) * parts).sum(0)
+    terms = torch.special.xlogy(parts, parts) - torch.special.xlogy(parts, mixed)
+    return torch.einsum("t,t...->...", shares, terms.sum(-1))
+
+
+@pytest.mark.parametrize("fuse", [None, "mixture"])
+@pytest.mark.parametrize("options", [{}, {"row_length": 14}, {"max_length": 3}])
+def test_a_batch_says_how_far_the_teachers_are_apart(
+    sets: list[sl.LabelSet], fuse: Any, options: dict[str, Any]
+) -> None:
+    weights = [1.0, 1.0, 1.0] if fuse is None else [1.0, 2.0, 5.0]
+    given = {} if fuse is None else {"fuse": fuse, "weights": weights}
+    apart = sl.loader(sets, batch_size=3, seed=0, **options)
+    most = 0.0
+    for batch, known in zip(
+        sl.loader(sets, batch_size=3, seed=0, disagreement=True, **given, **options),
+        apart,
+        strict=True,
+    ):
+        found, teachers = batch["disagreement"], known["soft_labels"]
+        mask = teachers[0].mask
+        assert (found.dtype, found.shape) == (torch.float32, mask.shape)
+        expected = apart_by([y[mask] for y in teachers], weights)
+        assert torch.allclose(found[mask].double(), expected, atol=1e-5)
+        assert not found[~mask].any()
+        most = max(most, float(found.max()))
+    assert 0.1 < most < np.log(3)
+
+
+def test_teachers_that_agree_are_nothing_apart_and_others_cannot_be_compared(
+    sets: list[sl.LabelSet], samples: Samples, tmp_path: Path, precompute: Precompute
+) -> None:
+    for batch in sl.loader([sets[0], sets[0]], batch_size=3, disagreement=True):
+        assert float(batch["disagreement"].abs().max()) < 1e-6
+    for some, options in (
+        (sets[0], {}),
+        (sets, {"fuse": "choice"}),
+        (
+            [
+                sets[0],
+                precompute(
+                    tmp_path / "s", samples, selection=sl.Sampled(5), temperatures=(), codec=None
+                ),
+            ],
+            {},
+        ),
+    ):
+        with pytest.raises(InputError):
+            sl.loader(some, disagreement=True, **options)
+    loader = sl.loader(sets, batch_size=4, disagreement=True, rank=50, world_size=51)
+    assert [batch["disagreement"].tolist() for batch in loader] == [[[0.0]]]
