@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from softlabels.codecs import CPU, Codec, Held
 from softlabels.codecs.held import one_batch
 from softlabels.errors import CorruptShardError
+from softlabels.format.mapped import Mapped
 from softlabels.format.records import IDENTITY, VIEW_PARAMS, Records, ends_of, scatter
 from softlabels.labels import Labels
 
@@ -42,6 +43,7 @@ class Encoded:
         next_ids: as those of `Records`.
         wanted: as that of `Records`; None where every token's position is labelled.
         held: the labels.
+        mapped: the file in which they lie; None where nothing of them lies in one.
     """
 
     identity: pa.RecordBatch
@@ -51,13 +53,15 @@ class Encoded:
     next_ids: Int64s | None
     wanted: NDArray[np.bool_] | None
     held: Held
+    mapped: Mapped | None = None
 
     @classmethod
-    def of(cls, table: pa.Table, codec: Codec) -> Encoded:
+    def of(cls, table: pa.Table, codec: Codec, *, mapped: Mapped | None = None) -> Encoded:
         """Rows of a shard.
 
         Args:
             table: the codec's columns and those of `LABELLED`; others where they are wanted.
+            mapped: the file that views among them are of.
 
         Raises:
             CorruptShardError: columns contradict each other.
@@ -76,6 +80,8 @@ class Encoded:
             next_ids=next_ids,
             wanted=_where(table, lengths, offsets),
             held=held,
+            # A process has 65,530 mappings: of a small row group none is kept.
+            mapped=mapped if any(map(pa.types.is_binary_view, table.schema.types)) else None,
         )
 
     @classmethod

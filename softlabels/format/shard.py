@@ -311,7 +311,7 @@ class Shard:
         """A row group whose labels are still encoded; arguments and errors are those of `table`."""
         table = self.table(row_group, codec, names)
         with self.naming(row_group):
-            return Encoded.of(table, codec)
+            return Encoded.of(table, codec, mapped=self.mapped)
 
     def _in_place(self, row_group: int, codec: Codec) -> dict[str, pa.Array]:
         """The packed columns that need not be copied."""

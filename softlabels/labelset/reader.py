@@ -27,7 +27,6 @@ from softlabels.format.encoded import LABELLED, Encoded, from_table
 from softlabels.format.groups import RowGroup, RowGroups
 from softlabels.format.keys import KeyIndex
 from softlabels.format.manifest import Receipt, Totals
-from softlabels.format.mapped import Mapped
 from softlabels.format.plan import Plan
 from softlabels.format.probes import Probes
 from softlabels.format.receipts import Receipts
@@ -80,7 +79,7 @@ class LabelSet:
     def _forget(self) -> None:
         """What is open and held; in a forked process, another thread's lock would stay locked."""
         self._shards: OrderedDict[int, Shard] = OrderedDict()
-        self._cache: OrderedDict[int, tuple[Encoded, Mapped | None]] = OrderedDict()
+        self._cache: OrderedDict[int, Encoded] = OrderedDict()
         self._cached_bytes = 0
         # Records are unpacked in parallel, and looked up one after another.
         self._lock = threading.RLock()
@@ -355,21 +354,20 @@ class LabelSet:
             if held is not None:
                 self._cache.move_to_end(kept)
         if held is not None:
-            encoded, mapped = held
-            if mapped is not None and mapped.cut_to is not None:
+            if held.mapped is not None and held.mapped.cut_to is not None:
                 self._shard(self.row_groups[group].shard).check_whole()
-            return encoded
+            return held
         place = self.row_groups[group]
         # Not under the lock: to open a shard may take a request.
         shard = self._shard(place.shard)
         with self._lock:
             if kept in self._cache:
-                return self._cache[kept][0]
+                return self._cache[kept]
             encoded = shard.encoded(place.group, self.codec, names)
-            self._cache[kept] = encoded, shard.mapped
+            self._cache[kept] = encoded
             self._cached_bytes += encoded.nbytes
             while self._cached_bytes > _CACHE_BYTES and len(self._cache) > 1:
-                _, (dropped, _) = self._cache.popitem(last=False)
+                _, dropped = self._cache.popitem(last=False)
                 self._cached_bytes -= dropped.nbytes
             return encoded
 

@@ -250,7 +250,7 @@ def test_memory_and_open_files_are_bounded(
         assert bits(labels[number]) == expected[number]
         assert len(labels._shards) <= 3
         assert labels._cached_bytes <= 4 * one
-        assert labels._cached_bytes == sum(held.nbytes for held, _ in labels._cache.values())
+        assert labels._cached_bytes == sum(held.nbytes for held in labels._cache.values())
     monkeypatch.setattr(reader, "_CACHE_BYTES", 0)
     assert list(map(bits, sl.LabelSet.open(tmp_path / "set"))) == expected
 
