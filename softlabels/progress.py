@@ -154,6 +154,15 @@ class Progress:
         return " · ".join(words)
 
 
+@dataclass
+class _Begun:
+    """A unit that is not published: its rows, and what was counted of it so far."""
+
+    rows: int
+    tokens: int = 0
+    seen: Seen = NOTHING_SEEN
+
+
 class Tracker:
     """Turns what the stages of a job report into `Progress` events; any thread may call it.
 
@@ -169,8 +178,8 @@ class Tracker:
     def __init__(self, report: Callable[[Progress], None], total_rows: int | None) -> None:
         self._report = report
         self._state = Progress(total_rows=total_rows, share=None if total_rows is None else 0.0)
-        self._unpublished: deque[int] = deque()  # rows of each unit; the last is being labelled
-        self._unit_tokens, self._unit_seen, self._unit_share = 0, NOTHING_SEEN, 0.0
+        self._unpublished: deque[_Begun] = deque()  # the last one is being labelled
+        self._unit_share = 0.0
         self._began = time.perf_counter()
         self._lock = threading.Lock()
 
@@ -186,18 +195,13 @@ class Tracker:
             if not self._state.tokens:
                 self._began = time.perf_counter()
                 self._state = replace(self._state, seconds=0.0)
-            self._unpublished.append(rows)
-            self._unit_tokens, self._unit_seen, self._unit_share = 0, NOTHING_SEEN, 0.0
+            self._unpublished.append(_Begun(rows))
+            self._unit_share = 0.0
 
     def again(self) -> None:
         """The unit that is being labelled begins again: what was counted of it is not done."""
         with self._lock:
-            self._state = replace(
-                self._state,
-                tokens=self._state.tokens - self._unit_tokens,
-                seen=self._state.seen - self._unit_seen,
-            )
-            self._unit_tokens, self._unit_seen = 0, NOTHING_SEEN
+            self._count(self._unpublished[-1], 0, NOTHING_SEEN)
 
     def advance(self, tokens: int, unit_tokens: int, seen: Seen | None = None) -> None:
         """A batch is labelled.
@@ -208,31 +212,48 @@ class Tracker:
             seen: what its labels show of the teacher.
         """
         with self._lock:
-            self._unit_tokens += tokens
+            unit = self._unpublished[-1]
+            self._count(unit, unit.tokens + tokens, unit.seen + (seen or NOTHING_SEEN))
             # A bar does not go back while a unit that began again catches up.
-            share = min(1.0, self._unit_tokens / max(1, unit_tokens))
+            share = min(1.0, unit.tokens / max(1, unit_tokens))
             self._unit_share = max(self._unit_share, share)
-            state = replace(self._state, tokens=self._state.tokens + tokens)
-            if seen is not None:
-                self._unit_seen += seen
-                state = replace(state, seen=state.seen + seen)
-            self._state = state
             self._emit()
 
-    def finish(self, bytes_written: int, positions: int = 0) -> None:
+    def _count(self, unit: _Begun, tokens: int, seen: Seen) -> None:
+        """Of this unit so much is labelled, whatever was said before."""
+        state = self._state
+        self._state = replace(
+            state,
+            tokens=state.tokens + tokens - unit.tokens,
+            seen=state.seen + seen - unit.seen,
+        )
+        unit.tokens, unit.seen = tokens, seen
+
+    def finish(
+        self,
+        bytes_written: int,
+        positions: int = 0,
+        *,
+        tokens: int | None = None,
+        seen: Seen = NOTHING_SEEN,
+    ) -> None:
         """The oldest unit is published.
 
         Args:
             bytes_written: of its shard.
             positions: in it.
+            tokens, seen: of all its batches; None for those that were told of.
         """
         with self._lock:
+            unit = self._unpublished.popleft()
+            if tokens is not None:
+                self._count(unit, tokens, seen)
             self._state = replace(
                 self._state,
                 bytes=self._state.bytes + bytes_written,
                 written_positions=self._state.written_positions + positions,
             )
-            self._publish(self._unpublished.popleft())
+            self._publish(unit.rows)
 
     def finish_elsewhere(
         self, rows: int, *, tokens: int, seen: Seen, bytes_written: int, positions: int
@@ -265,9 +286,9 @@ class Tracker:
         seconds = max(self._state.seconds, time.perf_counter() - self._began)
         state = replace(self._state, seconds=seconds)
         if state.total_rows:
-            labelled: float = state.source_rows + sum(self._unpublished)
+            labelled: float = state.source_rows + sum(unit.rows for unit in self._unpublished)
             if self._unpublished:
-                labelled -= self._unpublished[-1] * (1 - self._unit_share)
+                labelled -= self._unpublished[-1].rows * (1 - self._unit_share)
             state = replace(state, share=labelled / state.total_rows)
         self._state = state
         self._report(state)

@@ -8,8 +8,8 @@ from typing import Literal
 
 from softlabels.errors import InputError, quoted
 from softlabels.precompute.job import Job
+from softlabels.precompute.step import Done
 from softlabels.precompute.tasks import Task
-from softlabels.precompute.worker import Done
 from softlabels.precompute.workers import label_on_workers
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -25,9 +23,10 @@ from softlabels.inputs.prepare_arrays import prepare_arrays
 from softlabels.inputs.samples import Partners
 from softlabels.inputs.views import Views
 from softlabels.inputs.windows import Windows
-from softlabels.labels import Labels, SoftLabels
+from softlabels.labels import Labels
 from softlabels.memory import sent
 from softlabels.precompute.answers import answered
+from softlabels.precompute.arriving import Arriving, Coming
 from softlabels.precompute.batches import (
     bucketed,
     of_one_shape,
@@ -36,7 +35,7 @@ from softlabels.precompute.batches import (
     rows_of_many,
     stacked,
 )
-from softlabels.precompute.room import Coming, Dense, Room
+from softlabels.precompute.room import Dense, Room
 from softlabels.precompute.unit import (
     Labelled,
     Prepared,
@@ -46,7 +45,7 @@ from softlabels.precompute.unit import (
     records_of,
     reject,
 )
-from softlabels.progress import NOTHING_SEEN, Seen
+from softlabels.progress import Seen
 from softlabels.selection import Selection
 from softlabels.selection.uniforms import uniforms
 from softlabels.teachers import LabelTeacher, Teacher
@@ -149,19 +148,21 @@ class Labeller:
         return windows.first_tokens() if first else windows
 
     def __call__(self, prepared: Prepared, probes: int = 0) -> Labelled:
-        """Label a unit.
+        """Label a unit; see `begin` and `finish`."""
+        return self.finish(self.begin(prepared, probes))
 
-        Args:
-            prepared: and where it is one of prompts, answered.
-            probes: how many of its positions are kept dense too.
+    def finish(self, arriving: Arriving) -> Labelled:
+        """What was begun, when its last labels have come; any thread may wait for them.
 
         Raises:
             LabellingError: a sample cannot be labelled and `on_error` is "raise".
         """
+        arriving.wait()
+        prepared = arriving.prepared
         unit, windows = prepared.unit, prepared.windows
         rejects = [reject(unit, row, 0, reason) for row, reason in windows.rejects]
         rejects += [self._failure(unit, row, 0, reason) for row, reason in windows.failures]
-        labels, dense, failures = self._label(prepared, probes)
+        failures = arriving.failures
         for record, reason in sorted(failures.items()):
             row, part = int(windows.rows[record]), int(windows.parts[record])
             rejects.append(self._failure(unit, row, part, reason))
@@ -172,24 +173,32 @@ class Labeller:
             rejects=tuple(rejects),
             truncated=windows.truncated,
         )
-        records = records_of(windows, labels, prepared.identity, self.plan)
-        kept = dense.probes(windows, failures.keys())
-        return Labelled(drop(records, failures.keys()), summary, kept)
+        records = records_of(windows, arriving.labels, prepared.identity, self.plan)
+        kept = arriving.dense.probes(windows, failures.keys())
+        return Labelled(drop(records, failures.keys()), summary, kept, windows.size, arriving.seen)
 
-    def _label(self, prepared: Prepared, probes: int) -> tuple[Labels, Dense, dict[int, str]]:
-        """Labels of every wanted position, dense ones, and why some records have none.
+    def begin(self, prepared: Prepared, probes: int = 0) -> Arriving:
+        """Run the teacher over a unit. Of a CUDA device the last labels may be on their way.
 
         A batch that does not fit into memory begins the unit again with half as many tokens, so
         that which batches made its labels depends on what fits and not on when it did not.
+
+        Args:
+            prepared: and where it is one of prompts, answered.
+            probes: how many of its positions are kept dense too.
+
+        Raises:
+            LabellingError: the teacher cannot label one record.
         """
         windows, tokens = prepared.windows, self.plan.batch_tokens
         wanted = int(windows.wanted.sum())
         while True:
-            out = Room(wanted, self.selection, self.plan, keep_logits=self.keep_logits)
+            room = Room(wanted, self.selection, self.plan, keep_logits=self.keep_logits)
             dense = Dense(choose(wanted, probes, prepared.unit.number))
+            arriving = Arriving(prepared, room, dense, self.advance)
             try:
-                failures = self._label_batches(prepared, tokens, out, dense)
-                return out.labels, dense, failures
+                self._label_batches(arriving, tokens)
+                return arriving
             except torch.OutOfMemoryError as error:
                 longest = self._largest(windows)
                 if tokens <= longest:
@@ -211,35 +220,15 @@ class Labeller:
             return max(array.size for array in windows.arrays)
         return int(windows.lengths.max())
 
-    def _label_batches(
-        self, prepared: Prepared, batch_tokens: int, out: Room, dense: Dense
-    ) -> dict[int, str]:
-        windows = prepared.windows
-        total = windows.size
-        failures: dict[int, str] = {}
-        late: deque[tuple[int, list[Coming]]] = deque()
-
-        def arrive() -> None:
-            tokens, coming = late.popleft()
-            self.advance(tokens, total, _put(coming, out))
-
-        for records, inputs in self._batches(windows, batch_tokens):
+    def _label_batches(self, arriving: Arriving, batch_tokens: int) -> None:
+        for records, inputs in self._batches(arriving.prepared.windows, batch_tokens):
             coming: list[Coming] = []
             try:
-                coming = self._run(prepared, records, inputs, dense)
+                coming = self._run(arriving, records, inputs)
             except _TeacherRaised as error:
                 # One record's fault must not cost the others of its batch: try each alone.
-                failures |= self._run_each(prepared, records, out, dense, error)
-            late.append((int(windows.lengths[records].sum()), coming))
-            # What an accelerator gave is copied while it computes the next batch.
-            while len(late) > any(part.on_its_way for part in coming):
-                arrive()
-        while late:
-            arrive()
-        owners = np.repeat(np.arange(len(windows)), windows.lengths)[windows.wanted]
-        for record in np.unique(owners[~out.whole.numpy()]).tolist():
-            failures.setdefault(record, out.fault)
-        return failures
+                self._run_each(arriving, records, error)
+            arriving.expect(records, coming)
 
     def _batches(self, windows: Windows, batch_tokens: int) -> Iterator[tuple[Int64s, Inputs]]:
         """The records of every batch, in the order of its wanted positions, and what is run."""
@@ -259,10 +248,9 @@ class Labeller:
             held = rows[start : start + together]
             yield np.concatenate(held), packed(windows, held)
 
-    def _run(
-        self, prepared: Prepared, records: Int64s, inputs: Inputs, dense: Dense
-    ) -> list[Coming]:
+    def _run(self, arriving: Arriving, records: Int64s, inputs: Inputs) -> list[Coming]:
         """Label one batch."""
+        prepared = arriving.prepared
         windows = prepared.windows
         tokens = windows.tokens_of(records)
         tokens = tokens[windows.wanted[tokens]]
@@ -280,7 +268,7 @@ class Labeller:
                     break
                 coming.append(Coming(where[rows], labels))
                 if logits is not None:
-                    dense.put(where[rows], logits)
+                    arriving.dense.put(where[rows], logits)
         if given != len(where):
             kind = "labels" if isinstance(self.teacher, LabelTeacher) else "logits"
             raise TeacherError(
@@ -334,27 +322,20 @@ class Labeller:
                 f"{rows_left} rows, one for each position left, of {classes} classes"
             )
 
-    def _run_each(
-        self,
-        prepared: Prepared,
-        records: NDArray[np.int64],
-        out: Room,
-        dense: Dense,
-        cause: _TeacherRaised,
-    ) -> dict[int, str]:
-        failures: dict[int, str] = {}
+    def _run_each(self, arriving: Arriving, records: Int64s, cause: _TeacherRaised) -> None:
+        raised: dict[int, str] = {}
         for record in records:
+            alone = np.asarray([record])
             try:
-                alone = np.asarray([record])
-                inputs = self._alone(prepared.windows, alone)
-                _put(self._run(prepared, alone, inputs, dense), out)
+                inputs = self._alone(arriving.prepared.windows, alone)
+                arriving.put(self._run(arriving, alone, inputs))
             except _TeacherRaised as error:
-                failures[int(record)] = str(error)
-        if not failures:
+                raised[int(record)] = str(error)
+        if not raised:
             raise LabellingError(
                 f"{cause}, for a batch whose records it labels one by one"
             ) from cause
-        return failures
+        arriving.raised |= raised
 
     @staticmethod
     def _alone(windows: Windows, record: Int64s) -> Inputs:
@@ -386,26 +367,3 @@ def _watched(answers: Iterator[T]) -> Iterator[T]:
         except Exception as error:
             raise _TeacherRaised(f"the teacher raised {type(error).__name__}: {error}") from error
         yield answer
-
-
-def _put(coming: Iterable[Coming], out: Room) -> Seen:
-    """Put labels into `out` as they arrive; returns what they show."""
-    seen = NOTHING_SEEN
-    for part in coming:
-        labels = part.arrived()
-        out.put(part.where, labels)
-        seen = _and(seen, labels)
-    return seen
-
-
-def _and(seen: Seen, labels: Labels) -> Seen:
-    if not isinstance(labels, SoftLabels):
-        return replace(seen, positions=seen.positions + len(labels), mass=math.nan)
-    hard = labels.hard_log_probs
-    judged = None if hard is None else hard[~hard.isnan()]
-    return Seen(
-        positions=seen.positions + len(labels),
-        mass=seen.mass + float(labels.log_probs.exp().sum()),
-        nats=seen.nats - (0.0 if judged is None else float(judged.sum())),
-        judged=seen.judged + (0 if judged is None else len(judged)),
-    )

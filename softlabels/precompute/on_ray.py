@@ -18,8 +18,9 @@ from softlabels.errors import LabellingError
 from softlabels.precompute.hand_out import IN_FLIGHT, TRIES, HandOut
 from softlabels.precompute.job import Job
 from softlabels.precompute.ray_cluster import connected
+from softlabels.precompute.step import Done
 from softlabels.precompute.tasks import Task
-from softlabels.precompute.worker import Done, Failed, Worker, sent
+from softlabels.precompute.worker import Failed, Worker, sent
 
 if TYPE_CHECKING:
     from softlabels.precompute.executors import Ray

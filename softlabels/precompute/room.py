@@ -113,35 +113,6 @@ class Room:
         return codecs.largest(self._plan.codec)
 
 
-class Coming:
-    """Labels on their way from the teacher's device to the CPU.
-
-    Args:
-        where: their positions, int64, (n,).
-        labels: batch shape (n,). Those of a CUDA device are copied to page-locked memory after what
-            it has to do already, and nobody waits for it.
-    """
-
-    def __init__(self, where: torch.Tensor, labels: Labels) -> None:
-        self.where = where
-        self._copied: torch.cuda.Event | None = None
-        self._labels = labels.to("cpu", non_blocking=labels.device.type == "cuda")
-        if labels.device.type == "cuda":
-            self._copied = torch.cuda.Event()
-            self._copied.record(torch.cuda.current_stream(labels.device))
-
-    @property
-    def on_its_way(self) -> bool:
-        """Whether `arrived` may have to wait."""
-        return self._copied is not None
-
-    def arrived(self) -> Labels:
-        """The labels on the CPU; waits for them."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        return self._labels
-
-
 class Dense:
     """Dense logits of a unit's probed positions, as they come.
 

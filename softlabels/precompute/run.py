@@ -19,10 +19,9 @@ from softlabels.precompute.executors import Executor, Local, Ray, named
 from softlabels.precompute.job import Job, settle
 from softlabels.precompute.label import OnError
 from softlabels.precompute.pipeline import Ahead, Behind
-from softlabels.precompute.step import Made, Step, begun
+from softlabels.precompute.step import Done, Made, Step, begun
 from softlabels.precompute.tasks import Share, Task, Tasks
 from softlabels.precompute.unit import Prepared
-from softlabels.precompute.worker import Done
 from softlabels.progress import Seen, Tracker, shown
 from softlabels.selection import Selection
 from softlabels.stores.target import Out, address, earlier
@@ -185,8 +184,9 @@ def _label_here(job: Job, out: Out, tasks: Tasks, share: Share, tracker: Tracker
         step = Step.of(job, writer)
 
         def write(made: Made) -> None:
-            receipt = step.publish(made)
-            tracker.finish(receipt.bytes, receipt.positions)
+            done = step.publish(made)
+            receipt = done.receipt
+            tracker.finish(receipt.bytes, receipt.positions, tokens=done.tokens, seen=done.seen)
 
         with Behind(write) as written, Ahead(_prepared(step, tasks)) as read:
 

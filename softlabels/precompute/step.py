@@ -18,25 +18,44 @@ from softlabels.format.probes import quota
 from softlabels.format.probes import write as write_probes
 from softlabels.inputs.sources import Source
 from softlabels.labelset.writer import LabelSetWriter, begin
+from softlabels.precompute.arriving import Arriving
 from softlabels.precompute.job import Job
 from softlabels.precompute.label import Labeller
 from softlabels.precompute.tasks import Task
-from softlabels.precompute.unit import Labelled, Prepared, Unit
-from softlabels.progress import Seen
+from softlabels.precompute.unit import Prepared, Unit
+from softlabels.progress import NOTHING_SEEN, Seen
 from softlabels.stores.target import earlier
 
 
 @dataclass(frozen=True)
 class Made:
-    """A unit's labels, ready to be written.
+    """A unit that the teacher has labelled; its last labels may be on their way.
 
     Attributes:
-        labelled: them.
-        seconds: that the teacher and the selection took for them.
+        arriving: them.
+        seconds: that the teacher and the selection took so far.
     """
 
-    labelled: Labelled
+    arriving: Arriving
     seconds: float
+
+
+@dataclass(frozen=True)
+class Done:
+    """A unit is published.
+
+    Attributes:
+        number: which unit.
+        receipt: of its shard.
+        tokens, seen: of labelling it now; none of a unit that was there before.
+        labelled: whether it was labelled now.
+    """
+
+    number: int
+    receipt: Receipt
+    tokens: int = 0
+    seen: Seen = NOTHING_SEEN
+    labelled: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,23 +123,29 @@ class Step:
         """Run the teacher.
 
         Raises:
-            LabellingError: a sample cannot be labelled and `on_error` is "raise".
+            LabellingError: it cannot label one record.
         """
         rows, began = self.source.rows, time.perf_counter()
         share = quota(self.writer.plan.probes, task.rows, rows) if rows else 0
-        labelled = self.labeller(self.labeller.answered(prepared), share)
-        return Made(labelled, time.perf_counter() - began)
+        arriving = self.labeller.begin(self.labeller.answered(prepared), share)
+        return Made(arriving, time.perf_counter() - began)
 
-    def publish(self, made: Made) -> Receipt:
-        """Write the shard, unless another one was first."""
-        found, began = made.labelled, time.perf_counter()
+    def publish(self, made: Made) -> Done:
+        """Wait for the last labels and write the shard, unless another one was first.
+
+        Raises:
+            LabellingError: a sample cannot be labelled and `on_error` is "raise".
+        """
+        began = time.perf_counter()
+        found = self.labeller.finish(made.arriving)
         if found.probes is not None:
             write = partial(write_probes, probes=found.probes)
             self.writer.publish_probes(found.summary.unit, write)
         seconds = made.seconds + time.perf_counter() - began
-        return self.writer.publish(
+        receipt = self.writer.publish(
             found.records, found.summary, seconds=seconds, accelerator=self.accelerator
         )
+        return Done(found.summary.unit, receipt, found.tokens, found.seen, labelled=True)
 
 
 def _accelerator(teacher: Any) -> str | None:

@@ -17,6 +17,7 @@ from softlabels.format.shard import UnitSummary
 from softlabels.inputs.digests import DIGEST_TYPE, input_digests, unit_digest
 from softlabels.inputs.windows import Windows
 from softlabels.labels import Labels, soft
+from softlabels.progress import Seen
 from softlabels.selection import Dense
 
 
@@ -67,11 +68,14 @@ class Labelled:
         records: in the order of the windows, without those that have no labels.
         summary: for the shard's footer.
         probes: None if there are none.
+        tokens, seen: of all its batches.
     """
 
     records: Records
     summary: UnitSummary
     probes: Probes | None
+    tokens: int
+    seen: Seen
 
 
 def drop(records: Records, lost: Iterable[int]) -> Records:

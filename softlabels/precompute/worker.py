@@ -13,29 +13,9 @@ from dataclasses import dataclass, replace
 from softlabels.errors import InputError, LabellingError, TeacherError, quoted
 from softlabels.format.manifest import Receipt
 from softlabels.precompute.job import Job
-from softlabels.precompute.step import Made, Step, begun
+from softlabels.precompute.step import Done, Step, begun
 from softlabels.precompute.tasks import Task
-from softlabels.precompute.unit import Prepared
-from softlabels.progress import NOTHING_SEEN, Seen
 from softlabels.stores.target import earlier
-
-
-@dataclass(frozen=True)
-class Done:
-    """A unit is published.
-
-    Attributes:
-        number: which unit.
-        receipt: of its shard.
-        tokens, seen: of this worker's labelling; none of a unit that was there before.
-        labelled: whether it was labelled now.
-    """
-
-    number: int
-    receipt: Receipt
-    tokens: int = 0
-    seen: Seen = NOTHING_SEEN
-    labelled: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,28 +66,15 @@ class Worker:
         self._stack = ExitStack()
         job = replace(job, earlier=earlier(out))
         self._writer = self._stack.enter_context(begun(out, job))
-        self._step = Step.of(job, self._writer).watched(self._advance, self._again)
+        self._step = Step.of(job, self._writer)
         self._labelling = self._stack.enter_context(ThreadPoolExecutor(1, "softlabels-teacher"))
-        self._tokens, self._seen = 0, NOTHING_SEEN
 
     def __call__(self, task: Task) -> Done:
         """Label a unit and publish it, unless it is published."""
         found = self._step.prepare(task)
         if isinstance(found, Receipt):
             return Done(task.number, found)
-        made, tokens, seen = self._labelling.submit(self._label, task, found).result()
-        return Done(task.number, self._step.publish(made), tokens, seen, labelled=True)
-
-    def _label(self, task: Task, prepared: Prepared) -> tuple[Made, int, Seen]:
-        self._again()
-        made = self._step.label(task, prepared)
-        return made, self._tokens, self._seen
-
-    def _again(self) -> None:
-        self._tokens, self._seen = 0, NOTHING_SEEN
-
-    def _advance(self, tokens: int, _: int, seen: Seen) -> None:
-        self._tokens, self._seen = self._tokens + tokens, self._seen + seen
+        return self._step.publish(self._labelling.submit(self._step.label, task, found).result())
 
     def close(self) -> None:
         """End, when nothing is in work."""

@@ -22,8 +22,9 @@ import torch
 from softlabels.errors import LabellingError
 from softlabels.precompute.hand_out import IN_FLIGHT, HandOut
 from softlabels.precompute.job import Job
+from softlabels.precompute.step import Done
 from softlabels.precompute.tasks import Task
-from softlabels.precompute.worker import Done, Failed, Worker, sent
+from softlabels.precompute.worker import Failed, Worker, sent
 from softlabels.ranks import local_rank
 
 _END_S = 10.0

@@ -146,7 +146,7 @@ def test_what_a_worker_raises_stops_all_with_its_cause(tmp_path: Path, data: str
     with pytest.raises(LabellingError, match=rf'key "s{FATAL_ROW}".*no such token') as error:
         job(data, tmp_path / "set", workers=2, teacher=TableTeacher(wrong=raising))
     assert isinstance(error.value.__cause__, InOtherProcess)
-    assert "in label" in str(error.value.__cause__)
+    assert "in publish" in str(error.value.__cause__)
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from tables import TableTeacher
 
 import softlabels as sl
 from softlabels.errors import InputError, LabellingError
-from softlabels.precompute import label
+from softlabels.precompute import label, run
+from softlabels.precompute.arriving import Coming
 from softlabels.precompute.pipeline import Ahead, Behind
-from softlabels.precompute.room import Coming
+from softlabels.progress import Progress
 
 
 def test_items_come_in_order_and_one_is_made_ahead() -> None:
@@ -189,6 +191,38 @@ def test_labels_on_their_way_are_put_in_place_after_the_next_batch_was_asked_for
     options = {"unit_rows": 12, "batch_tokens": 24}
     late = precompute(tmp_path / "late", rows, teacher=TableTeacher(wrong=asked), **options)
     assert events == ["asked", "asked", "arrived", "asked", "arrived", "arrived"]
+    for ours, theirs in zip(late, whole, strict=True):
+        assert torch.equal(ours.ids, theirs.ids)
+        assert torch.equal(ours.log_probs, theirs.log_probs)
+
+
+def test_the_next_unit_is_begun_while_the_last_labels_of_the_one_before_are_on_their_way(
+    tmp_path: Path, precompute: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [threading.Event() for _ in range(3)]
+    calls = iter(asked)
+    waited: list[bool] = []
+
+    class Late(Coming):
+        on_its_way = True
+
+        def arrived(self) -> sl.SoftLabels:
+            if len(waited) < 2:
+                waited.append(asked[len(waited) + 1].wait(20))
+            return super().arrived()
+
+    def ask(_: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        next(calls).set()
+        return logits
+
+    rows = [{"id": f"{i}", "ids": [i % 16] * 6} for i in range(12)]
+    whole = precompute(tmp_path / "whole", rows, teacher=TableTeacher(), unit_rows=4)
+    monkeypatch.setattr(label, "Coming", Late)
+    seen: list[Progress] = []
+    monkeypatch.setattr(run, "shown", lambda _: nullcontext(seen.append))
+    late = precompute(tmp_path / "late", rows, teacher=TableTeacher(wrong=ask), unit_rows=4)
+    assert waited == [True, True]
+    assert (seen[-1].tokens, seen[-1].seen.positions) == (72, 72)
     for ours, theirs in zip(late, whole, strict=True):
         assert torch.equal(ours.ids, theirs.ids)
         assert torch.equal(ours.log_probs, theirs.log_probs)
