@@ -7,13 +7,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 ARGS ?=
 
-.PHONY: help quickstart test test-vllm soak lint clean
+.PHONY: help quickstart test test-vllm soak bench lint clean
 
 help:
 	@echo "make quickstart   label real text with a real teacher, train a student from the labels"
 	@echo "make test         run the tests            (ARGS='-k loader' for some of them)"
 	@echo "make test-vllm    those against a real vLLM server, which it installs (3 GB)"
 	@echo "make soak         kill a labelling job 200 times, compare with one that ran through: 20 minutes"
+	@echo "make bench        every benchmark in its quick form, in one table (ARGS='--out bench.md')"
 	@echo "make lint         ruff and mypy"
 	@echo "make clean        remove what the others made"
 
@@ -28,6 +29,9 @@ test-vllm: $(VENV)/.test $(VENV)-vllm/.made
 
 soak: $(VENV)/.test
 	@$(BIN)/python tests/precompute/soak.py $(ARGS)
+
+bench: $(VENV)/.test
+	@$(BIN)/python benchmarks/quick.py $(ARGS)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -192,7 +192,7 @@ def scatter(labels: L, mask: torch.Tensor) -> L:
         to = _by_run if device.type == "cpu" else _by_index
         spread = to(given, flat, labels.FILL)
     shaped = {name: value.view(*mask.shape, *value.shape[1:]) for name, value in spread.items()}
-    return labels.with_tensors({**shaped, "mask": mask.to(device)})
+    return labels.with_fitting({**shaped, "mask": mask.to(device)})
 
 
 def _by_run(

@@ -37,8 +37,9 @@ class Batched:
 
     def tensors(self) -> dict[str, Tensor]:
         """Those that are there, by field."""
+        found = vars(self)
         names = (*self.FIELDS, "mask")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {name: found[name] for name in names if found[name] is not None}
 
     @property
     def shape(self) -> torch.Size:
@@ -83,6 +84,12 @@ class Batched:
         made: Self = replace(self, **changed)  # type: ignore[type-var]
         return made
 
+    def with_fitting(self, tensors: Mapping[str, Tensor]) -> Self:
+        """As `with_tensors`, of tensors that are known to fit: that takes a batch's while."""
+        made = object.__new__(type(self))
+        vars(made).update(vars(self), **tensors)
+        return made
+
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """A copy with `function` applied to every tensor."""
         return self.with_tensors({name: function(t) for name, t in self.tensors().items()})
@@ -122,13 +129,13 @@ class Batched:
         Raises:
             InputError: naming the field.
         """
-        first = self.FIELDS[0]
+        whole = self.shape
         for name, value in self.tensors().items():
             shape = value.shape[:-1] if name in self.WITH_LAST_AXIS else value.shape
-            if shape != self.shape:
+            if shape != whole:
                 raise InputError(
-                    f"{type(self).__name__}: {name} has batch shape {tuple(shape)}, {first} have "
-                    f"{tuple(self.shape)}; every field covers the same positions"
+                    f"{type(self).__name__}: {name} has batch shape {tuple(shape)}, "
+                    f"{self.FIELDS[0]} have {tuple(whole)}; every field covers the same positions"
                 )
 
 

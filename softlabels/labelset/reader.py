@@ -7,7 +7,7 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
@@ -27,6 +27,7 @@ from softlabels.format.encoded import LABELLED, Encoded, from_table
 from softlabels.format.groups import RowGroup, RowGroups
 from softlabels.format.keys import KeyIndex
 from softlabels.format.manifest import Receipt, Totals
+from softlabels.format.mapped import Mapped
 from softlabels.format.plan import Plan
 from softlabels.format.probes import Probes
 from softlabels.format.receipts import Receipts
@@ -212,6 +213,7 @@ class LabelSet:
             for arriving in self._bring([group], names).values():
                 arriving.result()
         held = self._encoded(group, names)
+        self._check_whole({held.mapped: group})
         try:
             return Encoded.picked([(held, row, row + 1)]).labels()
         except CorruptShardError:
@@ -229,7 +231,8 @@ class LabelSet:
         if beyond.any():
             raise IndexError(f"record {given[beyond][0]}: the label set has {len(self)} records")
         places = given.astype(np.int64)
-        return np.where(places < 0, places + len(self), places)
+        places[places < 0] += len(self)
+        return places
 
     def _records(self, numbers: NDArray[np.int64]) -> list[Labels]:
         """Labels of each record, in memory of its own."""
@@ -330,17 +333,32 @@ class LabelSet:
     ) -> tuple[list[int], list[tuple[Encoded, int, int]]]:
         """Row groups of these records, and where there: a piece for each run of neighbours."""
         groups = self._groups_of(places)
-        arriving = self._bring(groups.tolist())
-        breaks = np.flatnonzero((np.diff(places) != 1) | (np.diff(groups) != 0)) + 1
-        starts = np.append(0, breaks)[: len(places)]
-        firsts = places[starts] - self.row_groups.bounds[groups[starts]]
-        stops = firsts + np.diff(starts, append=len(places))
-        held, pieces = groups[starts].tolist(), []
-        for group, first, stop in zip(held, firsts.tolist(), stops.tolist(), strict=True):
+        rows = (places - self.row_groups.bounds[groups]).tolist()
+        runs: list[list[int]] = []
+        # Not by NumPy, whose calls cost more than a batch's few records.
+        for group, row in zip(groups.tolist(), rows, strict=True):
+            if runs and runs[-1][0] == group and runs[-1][2] == row:
+                runs[-1][2] += 1
+            else:
+                runs.append([group, row, row + 1])
+        groups_held = [group for group, _, _ in runs]
+        arriving = self._bring(groups_held)
+        pieces: list[tuple[Encoded, int, int]] = []
+        files: dict[Mapped | None, int] = {}
+        for group, first, stop in runs:
             if group in arriving:
                 arriving.pop(group).result()
-            pieces.append((self._encoded(group), first, stop))
-        return held, pieces
+            held = self._encoded(group)
+            files[held.mapped] = group
+            pieces.append((held, first, stop))
+        self._check_whole(files)
+        return groups_held, pieces
+
+    def _check_whole(self, files: Mapping[Mapped | None, int]) -> None:
+        """Refuse files that were cut while they are mapped, each named by a row group in it."""
+        for mapped, group in files.items():
+            if mapped is not None and mapped.cut_to is not None:
+                self._shard(self.row_groups[group].shard).check_whole()
 
     def _encoded(self, group: int, names: Sequence[str] | None = None) -> Encoded:
         """A row group, kept for a while.
@@ -354,8 +372,6 @@ class LabelSet:
             if held is not None:
                 self._cache.move_to_end(kept)
         if held is not None:
-            if held.mapped is not None and held.mapped.cut_to is not None:
-                self._shard(self.row_groups[group].shard).check_whole()
             return held
         place = self.row_groups[group]
         # Not under the lock: to open a shard may take a request.
