@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -194,7 +195,7 @@ class LabelSetWriter:
             for name in tables.names:
                 digests[name] = file_sha256(self.scratch / name)
                 self._target.replace(self.scratch / name, name)
-            for name in self._target.files(layout.TOKENIZER):
+            for name in sorted(self._target.files(layout.TOKENIZER), key=PurePosixPath):
                 with self._target.local(name, self.scratch) as file:
                     digests[name] = file_sha256(file)
             finished = Manifest(
@@ -243,14 +244,14 @@ class LabelSetWriter:
         Raises:
             PlanMismatchError: the data became shorter.
         """
-        for path in map(PurePosixPath, self._target.files(layout.DATA)):
-            if not path.match(f"{layout.DATA}/{self.split}-*.parquet"):
-                continue
-            if int(path.stem.rsplit("-", 1)[1]) >= units:
+        shard = re.compile(re.escape(f"{layout.DATA}/{self.split}-") + r"(\d+)\.parquet")
+        for name in self._target.files(layout.DATA):
+            found = shard.fullmatch(name)
+            if found and int(found[1]) >= units:
                 raise PlanMismatchError(
-                    f"{self.name}: the data ends after work unit {units - 1}, but {path.name} is "
-                    "there from an earlier run: the data became shorter. Use the data of the "
-                    "first run, or choose another folder"
+                    f"{self.name}: the data ends after work unit {units - 1}, but "
+                    f"{PurePosixPath(name).name} is there from an earlier run: the data became "
+                    "shorter. Use the data of the first run, or choose another folder"
                 )
 
     def _check_belongs(self, shard: Shard, unit: int) -> None:

@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 
 from softlabels.errors import InputError
@@ -19,6 +20,9 @@ from softlabels.stores.publish import (
     replace_file,
     workspace,
 )
+
+# Names that are held together.
+_AT_ONCE = 4096
 
 
 class Directory:
@@ -68,11 +72,9 @@ class Directory:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def files(self, folder: str) -> list[str]:
+    def files(self, folder: str) -> Iterator[str]:
         """See `Target`."""
-        names = (f"{folder}/{name}" for name in _files(self.root / folder))
-        # In the order of a walk: what is in a folder before what begins with its name.
-        return sorted(names, key=lambda name: name.replace("/", "\0"))
+        return (f"{folder}/{name}" for name in _files(self.root / folder))
 
     @contextmanager
     def local(self, name: str, scratch: Path) -> Iterator[Path]:
@@ -108,8 +110,9 @@ class Directory:
     def drop(self, folder: str) -> None:
         """See `Target`."""
         with suppress(OSError):  # another job that ends now removes them too, or writes its own
-            for path in (self.root / folder).glob("*"):
-                path.unlink(missing_ok=True)
+            while some := _first_paths(self.root / folder):
+                for path in some:
+                    Path(path).unlink(missing_ok=True)
             (self.root / folder).rmdir()
 
     def shard(self, receipt: Receipt) -> Shard:
@@ -118,6 +121,12 @@ class Directory:
 
     def bring_keys(self, receipt: Receipt) -> None:
         """See `Target`; they are here."""
+
+
+def _first_paths(folder: Path) -> list[str]:
+    """Of what is in a folder, a few thousand at a time."""
+    with os.scandir(folder) as entries:
+        return [entry.path for entry in islice(entries, _AT_ONCE)]
 
 
 def _files(folder: Path | str) -> Iterator[str]:

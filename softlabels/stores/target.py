@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -64,8 +64,8 @@ class Target(Protocol):
     def read(self, name: str) -> bytes | None:
         """A small file, if it is there."""
 
-    def files(self, folder: str) -> list[str]:
-        """Names of the files below a folder, in order."""
+    def files(self, folder: str) -> Iterable[str]:
+        """Names of the files below a folder, in no order."""
 
     def local(self, name: str, scratch: Path) -> AbstractContextManager[Path]:
         """A file that is there, on a disk."""
