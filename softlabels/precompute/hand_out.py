@@ -39,21 +39,32 @@ class HandOut:
 
     def __init__(self, tasks: Iterator[Task]) -> None:
         self._tasks = tasks
-        self._returned: deque[Task] = deque()
+        self._next: deque[Task] = deque()  # given back, or looked at before
         self._tries: Counter[int] = Counter()
 
     def give(self, members: Sequence[M], send: Callable[[M, Task], object]) -> bool:
-        """Give units to those who have the fewest; whether there is anything to wait for."""
+        """Give units to those who have the fewest; whether there is anything to wait for.
+
+        Nobody gets a second one that another, about to begin, would go without.
+        """
         while True:
             free = [m for m in members if m.ready and len(m.tasks) < IN_FLIGHT]
             if not free:
                 return True
-            task = self._returned.popleft() if self._returned else next(self._tasks, None)
-            if task is None:
-                return any(member.tasks for member in members)
             member = min(free, key=lambda one: len(one.tasks))
+            without = sum(not one.tasks for one in members)
+            left = self._look(without + 1)
+            if not left or (member.tasks and left <= without):
+                return any(one.tasks for one in members)
+            task = self._next.popleft()
             member.tasks[task.number] = task
             send(member, task)
+
+    def _look(self, count: int) -> int:
+        """How many of the next so many units there are."""
+        while len(self._next) < count and (task := next(self._tasks, None)) is not None:
+            self._next.append(task)
+        return min(count, len(self._next))
 
     def take_back(self, member: Member, how: str, cause: Exception | None = None) -> None:
         """Have others do what a worker that ended had to do.
@@ -68,7 +79,7 @@ class HandOut:
             self._tries[task.number] += 1
             if self._tries[task.number] >= TRIES:
                 raise LabellingError(_ended_each(task, how)) from cause
-        self._returned.extend(member.tasks.values())
+        self._next.extendleft(reversed(member.tasks.values()))
 
 
 def _ended_each(task: Task, how: str) -> str:
