@@ -56,7 +56,7 @@ class Ran:
     Attributes:
         name: its file's, without bench_.
         seconds: that it took.
-        tables: what it printed.
+        tables: what it printed; of one without tables its lines, a table of one column.
         fault: how it ended otherwise than well; empty where it did not.
     """
 
@@ -131,11 +131,12 @@ def run(name: str, sets: dict[str, Path]) -> Ran:
     began = time.perf_counter()
     try:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
-        words = ended.stderr.strip().splitlines()[-1:] or ["no word on standard error"]
-        printed, fault = ended.stdout, "" if not ended.returncode else words[0]
+        words = [*ended.stdout.splitlines(), *ended.stderr.strip().splitlines()] or ["no word"]
+        printed, fault = ended.stdout, "" if not ended.returncode else words[-1]
     except subprocess.TimeoutExpired:
         printed, fault = "", f"took more than {LIMIT} s"
-    return Ran(name, time.perf_counter() - began, list(tables(printed)), fault)
+    lines = [[""], *([line] for line in printed.splitlines() if line)]
+    return Ran(name, time.perf_counter() - began, list(tables(printed)) or [lines], fault)
 
 
 def tables(printed: str) -> Iterator[list[list[str]]]:
