@@ -1,4 +1,4 @@
-"""The README's own examples run as they are printed, and its links lead somewhere."""
+"""The README's own examples run as they are printed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from softlabels.cli.app import run
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = ("FORMAT", "LOADING", "RESULTS", "TRAINING")
 
 
 @pytest.fixture
@@ -35,16 +34,13 @@ def project(
     return tmp_path
 
 
-def test_the_python_examples_run(project: Path, model: Any) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 2
+def test_the_python_example_runs(project: Path, model: Any) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict[str, Any] = {"student": model}
-    for block in blocks:
-        exec(block, names)
+    exec(block, names)
     # The student is the teacher itself: at the right positions nothing is left to learn.
     # Beyond what the default codec rounds away, at T = 2.
     assert abs(float(names["loss"].detach())) < 5e-4
-    assert names["batch"]["weight"].tolist() == [2.0]
 
 
 def test_the_commands_run(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -64,17 +60,3 @@ def test_the_two_commands_are_those_of_the_makefile_and_of_ci() -> None:
     assert commands == ["quickstart", "test"]
     assert set(commands) <= targets
     assert "make test" in (ROOT / ".ci" / "run").read_text()
-
-
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{name}.md" for name in PAGES)])
-def test_links_lead_somewhere(page: str) -> None:
-    text = (ROOT / page).read_text()
-    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-    anchors = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
-    links = re.findall(r"\]\(([^)]+)\)", text)
-    for link in links:
-        path, _, anchor = link.partition("#")
-        if path:
-            assert (ROOT / page).parent.joinpath(path).exists(), link
-        else:
-            assert anchor in anchors, link
