@@ -76,6 +76,13 @@ def test_an_order_is_the_same_for_ever() -> None:
     assert numbers(even(20, 1, 1, 16), 0) == two_windows
 
 
+def test_places_of_a_permutation_are_the_same_for_ever() -> None:
+    first = np.arange(6)
+    assert permuted(first, 64, 3, 1).tolist() == [27, 50, 49, 26, 22, 34]
+    assert permuted(first, 65, 3, 1).tolist() == [1, 7, 44, 24, 28, 57]
+    assert permuted(first, 5000, 3, 1).tolist() == [1428, 1812, 3770, 4723, 1167, 4127]
+
+
 def chi_square(counts: list[int], cells: int) -> float:
     expected = sum(counts) / cells
     empty = (cells - len(counts)) * expected

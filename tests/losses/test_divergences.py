@@ -226,6 +226,29 @@ def test_pairs_that_mean_nothing_are_refused_with_the_reason() -> None:
             call()
 
 
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_loss_is_the_same_where_no_gradient_is_wanted(name: str, temperature: float) -> None:
+    loss, labels, student = LOSSES[name][0], label(normal(4, 9), 3), normal(4, 9, seed=1)
+    found = loss(student, labels, temperature=temperature)
+    expected = loss(student.requires_grad_(), labels, temperature=temperature)
+    torch.testing.assert_close(found, expected.detach())
+
+
+def test_logit_mse_of_unused_entries_and_masked_positions_is_of_the_others() -> None:
+    exact = label(normal(3, 9), 4)
+    pad = (0, 2)
+    wider = dataclasses.replace(
+        exact,
+        ids=torch.nn.functional.pad(exact.ids, pad, value=8),
+        log_probs=torch.nn.functional.pad(exact.log_probs, pad, value=-math.inf),
+        mask=torch.tensor([True, False, True]),
+    )
+    student = normal(3, 9, seed=1)
+    expected = losses.logit_mse(student, exact).masked_fill(~wider.mask, 0)
+    torch.testing.assert_close(losses.logit_mse(student, wider), expected)
+
+
 @pytest.mark.parametrize("centred", [True, False])
 @pytest.mark.parametrize("known", ["logits", "logsumexp"])
 def test_logit_mse_is_the_mean_square_over_kept_classes(centred: bool, known: str) -> None:

@@ -313,3 +313,13 @@ def test_a_class_that_the_student_has_not_is_refused(bad: int) -> None:
 def test_a_temperature_without_a_tail_is_refused() -> None:
     with pytest.raises(MissingTailError, match="temperature 3"):
         kl_divergence(normal(2, 9), label(normal(2, 9), 3), temperature=3.0)
+
+
+@pytest.mark.parametrize("block_bytes", [1, 3 * 8 * 4])
+def test_rows_are_taken_in_blocks_of_any_size(
+    block_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels, student = label(normal(7, 8), 3), normal(7, 8, seed=1)
+    together = kl_divergence(student, labels)
+    monkeypatch.setattr("softlabels.losses.buckets.BLOCK_BYTES", block_bytes)
+    torch.testing.assert_close(kl_divergence(student, labels), together, rtol=0, atol=0)

@@ -108,6 +108,13 @@ def test_padding_of_the_head_is_no_class() -> None:
         assert slope[:9].any()
 
 
+def test_a_head_may_say_that_nothing_of_it_is_padding() -> None:
+    hidden, weight, _ = parts(12, bias=False)
+    labels = label(normal(3, 5, 12, seed=9), 3)
+    found = linear_kl_divergence(hidden, weight, labels, classes=12)
+    torch.testing.assert_close(found, linear_kl_divergence(hidden, weight, labels))
+
+
 @pytest.mark.parametrize("needs", [(True, False), (False, True), (False, False)])
 def test_what_needs_no_gradient_gets_none(needs: tuple[bool, bool]) -> None:
     hidden, weight, _ = parts(7, bias=False)

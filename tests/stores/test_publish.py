@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -108,6 +109,22 @@ def test_of_two_folders_the_first_stays_and_the_other_is_discarded(tmp_path: Pat
     assert (final / "file").read_bytes() == b"one"
 
 
+def test_a_folders_files_are_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary" / "inner").mkdir(parents=True)
+    file = written(tmp_path / "temporary" / "inner" / "file", b"1")
+    inode, synced, sync = file.stat().st_ino, [], os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append((os.fstat(descriptor).st_ino, (tmp_path / "final").exists()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    assert publish_folder(tmp_path / "temporary", tmp_path / "final")
+    assert (inode, False) in synced
+
+
 def test_a_small_file_is_replaced_whole_and_its_folder_made(tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
@@ -126,6 +143,12 @@ def test_a_workspace_is_gone_when_its_run_ends_or_fails(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ZeroDivisionError), workspace(tmp_path):
         1 / 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_workspace_that_is_gone_already_is_no_error(tmp_path: Path) -> None:
+    with workspace(tmp_path) as folder:
+        shutil.rmtree(folder)
     assert list(tmp_path.iterdir()) == []
 
 
