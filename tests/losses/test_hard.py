@@ -112,3 +112,12 @@ def test_labels_of_another_layout_are_refused_even_if_as_many() -> None:
 def test_a_label_outside_the_classes_is_refused(bad: int) -> None:
     with pytest.raises(VocabularyMismatchError, match=f"class {bad}"):
         cross_entropy(torch.zeros(2, 9), torch.tensor([0, bad]))
+
+
+def test_no_token_follows_one_of_another_record_in_a_row() -> None:
+    ids = torch.tensor([[1, 2, 3, 4, 5]])
+    packed = {"position_ids": torch.tensor([[0, 1, 0, 1, 2]])}
+    assert next_tokens(ids, torch.ones(1, 5), **packed).tolist() == [[2, -100, 4, 5, -100]]
+    after = torch.tensor([[0, 9, 0, 0, -100]])
+    found = next_tokens(ids, torch.ones(1, 5), next_ids=after, **packed)
+    assert found.tolist() == [[2, 9, 4, 5, -100]]
