@@ -27,7 +27,7 @@ import torch
 from timing import machine
 
 import softlabels as sl
-from softlabels.format import shard
+from softlabels.format import shard_writing
 
 CLASSES, K, WIDTH = 2048, 16, 24
 
@@ -120,16 +120,16 @@ def labelled(out: Path, rows: list[dict[str, Any]], codec: str) -> sl.LabelSet:
 @contextmanager
 def parquet_pages(*, by_content: bool) -> Iterator[None]:
     """Shards with pages cut by their content, or by their size alone."""
-    writer = shard.pq.ParquetWriter
+    writer = shard_writing.pq.ParquetWriter
 
     def by_size(*args: Any, **options: Any) -> Any:
         return writer(*args, **options | {"use_content_defined_chunking": False})
 
-    shard.pq.ParquetWriter = writer if by_content else by_size
+    shard_writing.pq.ParquetWriter = writer if by_content else by_size
     try:
         yield
     finally:
-        shard.pq.ParquetWriter = writer
+        shard_writing.pq.ParquetWriter = writer
 
 
 def check(base: sl.LabelSet, grown: sl.LabelSet, rows: int) -> None:

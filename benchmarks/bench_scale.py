@@ -43,9 +43,10 @@ from timing import machine, markdown, peak_extra_bytes
 
 import softlabels as sl
 from softlabels.cli.look import show_info
-from softlabels.format import keys, layout, manifest, shard
+from softlabels.format import keys, layout, manifest, shard_writing
 from softlabels.format import plan as plans
 from softlabels.format.manifest import Manifest, Receipt
+from softlabels.format.shard import file_sha256
 from softlabels.inputs.digests import input_digests, unit_digest
 from softlabels.labelset.reader import LabelSet
 from softlabels.labelset.writer import LabelSetWriter
@@ -133,13 +134,13 @@ def label(data: Any, out: Path, **options: Any) -> LabelSet:
 
 def synthesise(root: Path, shards: int, groups: int) -> None:
     """A finished set of so many shards of 10^4 records in so many row groups."""
-    usual = shard.ROW_GROUP_POSITIONS
-    shard.ROW_GROUP_POSITIONS = -(-RECORDS // groups)
+    usual = shard_writing.ROW_GROUP_POSITIONS
+    shard_writing.ROW_GROUP_POSITIONS = -(-RECORDS // groups)
     try:
         rows = [{"ids": [i % CLASSES]} for i in range(RECORDS)]
         labels = label(rows, root, unit_rows=RECORDS)
     finally:
-        shard.ROW_GROUP_POSITIONS = usual
+        shard_writing.ROW_GROUP_POSITIONS = usual
     real = labels.receipts[0]
     assert len(real.group_rows) == groups
     _link(root, real, shards)
@@ -161,7 +162,7 @@ def synthesise(root: Path, shards: int, groups: int) -> None:
         format=labels.plan.format,
         plan_sha256=plans.digest((root / layout.PLAN).read_bytes()),
         totals=manifest.Totals(**{name: count * shards for name, count in one.items()}),
-        files={layout.SHARDS: shard.file_sha256(root / layout.SHARDS)},
+        files={layout.SHARDS: file_sha256(root / layout.SHARDS)},
         shards_footer=footer,
     )
     (root / layout.MANIFEST).write_bytes(finished.to_bytes())

@@ -14,7 +14,7 @@ import softlabels as sl
 from loader_peers.contents import LENGTH
 from softlabels.format.plan import Plan, with_codec
 from softlabels.format.records import Records, schema
-from softlabels.format.shard import UnitSummary
+from softlabels.format.summary import UnitSummary
 from softlabels.inputs.digests import prepared_digest, unit_digest
 from softlabels.labels import concatenate
 from softlabels.labelset.writer import begin

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from softlabels.arrow import numpy_of
 from softlabels.errors import CorruptShardError, InputError
 
 # Offsets of an Arrow list are int32.
@@ -67,12 +68,12 @@ def from_lists(
     """
     column = table.column(name).combine_chunks()
     lists = column if isinstance(column, pa.Array) else pa.concat_arrays(column.chunks)
-    offsets = lists.offsets.to_numpy().astype(np.int64)
+    offsets = numpy_of(lists.offsets).astype(np.int64)
     # flatten() honours the slice that offsets describe.
     flat = lists.flatten()
     if lists.null_count or (flat.null_count and not unknown):
         raise CorruptShardError(f"{name} holds nulls where the format has none")
-    values = flat.to_numpy(zero_copy_only=False)
+    values = numpy_of(flat, null=np.nan)
     return values if values.flags.writeable else values.copy(), offsets - offsets[0]
 
 
@@ -88,7 +89,7 @@ def rows_of(
         CorruptShardError: the lists do not fit the positions.
     """
     values, ends = from_lists(table, name)
-    positions = table.column("positions").to_numpy().astype(np.int64)
+    positions = numpy_of(table.column("positions")).astype(np.int64)
     offsets: NDArray[np.int64] = np.concatenate([[0], np.cumsum(positions)])
     count = int(offsets[-1])
     wide = width or (len(values) // count if count else 1)

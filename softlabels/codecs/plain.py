@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from softlabels.arrow import numpy_of
 from softlabels.codecs.held import ByColumns
 from softlabels.codecs.lists import check_ids, from_lists, id_type, to_lists
 from softlabels.codecs.needs import Needs
@@ -85,7 +86,7 @@ class Plain(ByColumns):
     ) -> tuple[SoftLabels, NDArray[np.int64]]:
         log_probs, entry_offsets = from_lists(table, "log_probs")
         ids, id_offsets = from_lists(table, "ids")
-        positions = table.column("positions").to_numpy()
+        positions = numpy_of(table.column("positions"))
         offsets = np.concatenate([[0], np.cumsum(positions, dtype=np.int64)])
         count = int(offsets[-1])
         k = len(ids) // count if count else 1

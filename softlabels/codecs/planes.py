@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from softlabels.arrow import numpy_of
 from softlabels.codecs import engines
 from softlabels.codecs.frames import (
     Frames,
@@ -170,8 +171,8 @@ class Layout:
         Raises:
             CorruptShardError: something is no frame, or does not fit its record.
         """
-        positions = table.column("positions").to_numpy().astype(np.int64)
-        entries = table.column("entries").to_numpy().astype(np.int64)
+        positions = numpy_of(table.column("positions")).astype(np.int64)
+        entries = numpy_of(table.column("entries")).astype(np.int64)
         most = positions * self.k
         if min(positions.min(initial=0), entries.min(initial=0)) < 0 or (entries > most).any():
             raise CorruptShardError("positions and entries contradict each other")

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
+from softlabels.arrow import numpy_of
 from softlabels.deriving.where import Condition, parse, statistics
 from softlabels.errors import InputError, quoted
 from softlabels.format.records import Records
@@ -79,7 +80,7 @@ class Choice:
 
 def _bytes(keys: pa.Array | pa.ChunkedArray) -> Iterable[bytes]:
     if pa.types.is_integer(keys.type):
-        return (number.tobytes() for number in keys.to_numpy().astype("<i8"))
+        return (number.tobytes() for number in numpy_of(keys).astype("<i8"))
     return (key.encode() for key in keys.to_pylist())
 
 

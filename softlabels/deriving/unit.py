@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from softlabels.arrow import numpy_of
 from softlabels.codecs import Codec
 from softlabels.deriving.choice import Choice
 from softlabels.deriving.sources import Sources
@@ -21,7 +22,8 @@ from softlabels.format import layout, probes
 from softlabels.format.manifest import Receipt
 from softlabels.format.probes import Probes
 from softlabels.format.records import Records, join
-from softlabels.format.shard import Shard, UnitSummary
+from softlabels.format.shard import Shard
+from softlabels.format.summary import UnitSummary
 from softlabels.inputs.digests import unit_digest
 from softlabels.labels import Labels, SoftLabels
 from softlabels.labelset.reader import LabelSet
@@ -242,7 +244,7 @@ def _truncated(piece: _Piece) -> int:
     if piece.whole or preparation.on_long != "truncate":
         return piece.summary.truncated
     length = np.diff(piece.records.token_offsets)
-    whole = piece.records.identity["source_length"].to_numpy()
+    whole = numpy_of(piece.records.identity["source_length"])
     # Special tokens around a window are none of the sample's; a sample that is whole shows them.
     around = 0
     if preparation.special_tokens == "window" and len(length):

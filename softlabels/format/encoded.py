@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from softlabels.arrow import nulls_of, numpy_of
 from softlabels.codecs import CPU, Codec, Held
 from softlabels.codecs.held import one_batch
 from softlabels.errors import CorruptShardError
@@ -159,7 +160,7 @@ def _joined(parts: Sequence[tuple[NDArray[Any] | None, int, int]]) -> NDArray[An
 
 
 def _lengths(table: pa.Table) -> Int64s:
-    lengths: Int64s = table.column("length").to_numpy().astype(np.int64)
+    lengths: Int64s = numpy_of(table.column("length")).astype(np.int64)
     if (lengths < 0).any() or (lengths > _MOST_TOKENS).any():
         raise CorruptShardError(f"a length is negative, or above {_MOST_TOKENS}")
     return lengths
@@ -174,35 +175,23 @@ def _tokens(
     lists = table.column("input_ids").combine_chunks()
     if lists.null_count == len(lists):
         return None, None
-    bounds = lists.offsets.to_numpy()
+    bounds = numpy_of(lists.offsets)
     first, last = int(bounds[0]), int(bounds[-1])
     flat = lists.values.slice(first, last - first)
     if lists.null_count or flat.null_count or not np.array_equal(bounds - bounds[0], offsets):
         raise CorruptShardError("the lists of input_ids do not fit the lengths, or hold nulls")
-    return flat.to_numpy(), _or_none(table.column("next_id").combine_chunks())
-
-
-def _or_none(numbers: pa.Array) -> Int64s:
-    """Numbers, −1 where they are null. Arrow's `fill_null` takes longer than a batch's tokens."""
-    if not numbers.null_count:
-        known: Int64s = numbers.to_numpy().astype(np.int64)
-        return known
-    valid, values = numbers.buffers()
-    at = slice(numbers.offset, numbers.offset + len(numbers))
-    held = np.frombuffer(values, numbers.type.to_pandas_dtype())[at]
-    bits = np.unpackbits(np.frombuffer(valid, np.uint8), count=at.stop, bitorder="little")[at]
-    return np.where(bits, held.astype(np.int64), -1)
+    return numpy_of(flat), numpy_of(table.column("next_id"), null=-1).astype(np.int64)
 
 
 def _where(table: pa.Table, lengths: Int64s, offsets: Int64s) -> NDArray[np.bool_] | None:
     """Which tokens' positions are labelled, None for all; held to how many labels there are."""
-    positions = table.column("positions").to_numpy().astype(np.int64)
+    positions = numpy_of(table.column("positions")).astype(np.int64)
     spans = table.column("label_spans")
     # Records without spans have a position for each token, and are looked at before a mask is made.
     if spans.null_count == len(spans):
         wanted, wrong = None, lengths != positions
     else:
-        wrong = (lengths != positions) & spans.is_null().to_numpy()
+        wrong = (lengths != positions) & nulls_of(spans)
         wanted = None if wrong.any() else _wanted(spans.combine_chunks(), offsets)
     if wanted is not None:
         counts = np.diff(np.concatenate([[0], np.cumsum(wanted, dtype=np.int64)])[offsets])
@@ -214,17 +203,17 @@ def _where(table: pa.Table, lengths: Int64s, offsets: Int64s) -> NDArray[np.bool
 
 def _wanted(spans: pa.Array, offsets: Int64s) -> NDArray[np.bool_]:
     """The inverse of what `records.to_table` writes."""
-    everything = spans.is_null().to_numpy(zero_copy_only=False)
+    everything = nulls_of(spans)
     lengths = np.diff(offsets)
     change = np.zeros(int(offsets[-1]) + 1, np.int64)
     np.add.at(change, offsets[:-1][everything], 1)
     np.add.at(change, offsets[1:][everything], -1)
     values = spans.flatten()
     if len(values):
-        counts = np.asarray(spans.value_lengths().fill_null(0))
+        counts = numpy_of(spans.value_lengths(), null=0)
         record = np.repeat(np.arange(len(spans)), counts)
-        start = values.field("start").to_numpy().astype(np.int64)
-        length = values.field("length").to_numpy().astype(np.int64)
+        start = numpy_of(values.field("start")).astype(np.int64)
+        length = numpy_of(values.field("length")).astype(np.int64)
         if (start < 0).any() or (length < 0).any() or (start + length > lengths[record]).any():
             raise CorruptShardError("label_spans reach outside their record")
         np.add.at(change, offsets[record] + start, 1)

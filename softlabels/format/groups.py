@@ -49,6 +49,11 @@ class RowGroups(Sequence[RowGroup]):
     def __len__(self) -> int:
         return len(self.bounds) - 1
 
+    @property
+    def records(self) -> int:
+        """In all of them."""
+        return int(self.bounds[-1])
+
     @overload
     def __getitem__(self, index: int) -> RowGroup: ...
     @overload

@@ -19,6 +19,8 @@ _PAIR = np.dtype([("hash", _NUMBER), ("record", _NUMBER)])
 # Records that are sorted in memory together, at 16 bytes and as much again for the order.
 _SORTED_RECORDS = 1 << 19
 # Records that are held before they are put to those of like hashes.
+# Or so many row groups, empty ones among them.
+_HASHED_KEYS = 256
 _HELD_RECORDS = 1 << 18
 # Files open at a time, of which a process has about a thousand.
 _MAX_BITS = 9
@@ -119,7 +121,7 @@ def _pairs(keys: Iterable[pa.Array | pa.ChunkedArray]) -> Iterator[NDArray[np.vo
     # One array of all: an array for each of many short row groups takes ten times their bytes.
     held = np.empty(_HELD_RECORDS, np.uint64)
     size = start = 0
-    for some in keys:
+    for some in _together(keys):
         hashes = key_hashes(some)
         if size + len(hashes) > len(held):
             yield _numbered(held[:size], start)
@@ -131,6 +133,20 @@ def _pairs(keys: Iterable[pa.Array | pa.ChunkedArray]) -> Iterator[NDArray[np.vo
             held[size : size + len(hashes)] = hashes
             size += len(hashes)
     yield _numbered(held[:size], start)
+
+
+def _together(keys: Iterable[pa.Array | pa.ChunkedArray]) -> Iterator[pa.ChunkedArray]:
+    """Keys of many short row groups as one array: a call of NumPy costs as much as some keys."""
+    held: list[pa.Array] = []
+    rows = 0
+    for some in keys:
+        held += some.chunks if isinstance(some, pa.ChunkedArray) else [some]
+        rows += len(some)
+        if max(rows, len(held)) >= _HASHED_KEYS:
+            yield pa.chunked_array(held)
+            held, rows = [], 0
+    if held:
+        yield pa.chunked_array(held)
 
 
 def _numbered(hashes: NDArray[np.uint64], start: int) -> NDArray[np.void]:

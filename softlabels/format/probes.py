@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
+from softlabels.arrow import numpy_of
 from softlabels.codecs.frames import SHORT_POSITIONS, Frames, frames_of, sizes_of
 from softlabels.codecs.lossless import DTYPES
 from softlabels.errors import CorruptShardError
@@ -117,8 +118,8 @@ def read(path: Path, *, classes: int, name: str) -> Iterator[Probes]:
             raw = data.reshape(count, width, classes).transpose(0, 2, 1).reshape(count, -1)
             logits = torch.from_numpy(raw).view(DTYPES[found])
             yield Probes(
-                table["record"].to_numpy(),
-                table["position"].to_numpy().astype(np.int64),
+                numpy_of(table["record"]),
+                numpy_of(table["position"]).astype(np.int64),
                 logits,
             )
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from softlabels.arrow import numpy_of
 from softlabels.errors import CorruptShardError, LabelSetError
 from softlabels.format import layout, manifest
 from softlabels.format.digested import DigestedTable, Footer
@@ -125,7 +126,7 @@ class Receipts(Sequence[Receipt]):
         column = self._column("seconds")
         if not pa.types.is_floating(column.type):
             self._refuse("seconds")
-        found: NDArray[np.float64] = column.cast(pa.float64()).to_numpy()  # null: NaN
+        found: NDArray[np.float64] = numpy_of(column.cast(pa.float64()), null=np.nan)
         if (found < 0).any() or np.isinf(found).any():
             self._refuse("seconds")
         return found
@@ -149,11 +150,11 @@ class Receipts(Sequence[Receipt]):
         """
         column = self._column("group_rows")
         try:
-            counts = pc.list_value_length(column).to_numpy()
-            rows = pc.list_flatten(column).to_numpy()
+            counts = numpy_of(pc.list_value_length(column))
+            rows = numpy_of(pc.list_flatten(column))
         except pa.ArrowException:
             self._refuse("group_rows")
-        if counts.dtype.kind != "i" or rows.dtype != np.int64 or (rows < 0).any():  # NaN: nulls
+        if rows.dtype != np.int64 or (rows < 0).any():
             self._refuse("group_rows")
         sums = np.append(0, np.cumsum(rows))[np.append(0, np.cumsum(counts))]
         if not np.array_equal(sums, self.starts):
@@ -173,7 +174,7 @@ class Receipts(Sequence[Receipt]):
         column = self._column(name)
         if not pa.types.is_integer(column.type) or column.null_count:
             self._refuse(name)
-        found: NDArray[np.int64] = column.to_numpy().astype(np.int64)
+        found: NDArray[np.int64] = numpy_of(column).astype(np.int64)
         # So that their sum is one, too.
         if (found < 0).any() or (found > manifest.MOST // max(1, len(found))).any():
             self._refuse(name)

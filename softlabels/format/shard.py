@@ -1,14 +1,13 @@
-"""One shard: a Parquet file of one work unit's records, and the checks on reading it."""
+"""One shard, open: a Parquet file of one work unit's records, each read of it checked."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +15,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 import xxhash
 
+from softlabels.arrow import numpy_of
 from softlabels.codecs import Codec
 from softlabels.errors import CorruptShardError, quoted
 from softlabels.format.encoded import Encoded, from_table
 from softlabels.format.manifest import Receipt
 from softlabels.format.mapped import Mapped, Piece, Sparse, values_in_place
-from softlabels.format.records import Records, check_columns, to_table
-from softlabels.parallel import in_order
+from softlabels.format.records import Records, check_columns
+from softlabels.format.summary import META, UnitSummary
 
-# Smaller row groups cost compression and speed; larger ones cost memory per random lookup.
-ROW_GROUP_POSITIONS = 16_384
-_MOST_THREADS, _ENTRIES_AT_A_TIME = 4, 1 << 25
-_META = "softlabels."
 _MAGIC_AND_LENGTH = 8
 _REPAIR = (
     "the file was changed after it was written: run `softlabels verify DIR --repair`, then the "
@@ -40,100 +35,6 @@ _REPLACED = (
     "the server holds other bytes than the manifest names: the set was replaced or damaged there; "
     "open it again, and if that does not help tell who published it"
 )
-
-
-@dataclass(frozen=True)
-class UnitSummary:
-    """What a shard's footer says of its unit, beside the plan's digest and the key range.
-
-    Attributes:
-        unit: its number.
-        source_rows: rows of the source, rejected ones included.
-        input_digest: over every row's key and source columns.
-        rejects: {"key", "part", "reason"} of each sample that was not labelled.
-        truncated: samples that lost their end.
-    """
-
-    unit: int
-    source_rows: int
-    input_digest: str
-    rejects: tuple[dict[str, Any], ...] = ()
-    truncated: int = 0
-
-
-def write(
-    path: Path,
-    records: Records,
-    summary: UnitSummary,
-    *,
-    schema: pa.Schema,
-    codec: Codec,
-    plan_digest: str,
-) -> None:
-    """Write a unit's records to a new file."""
-    split, listed = (
-        [name for name in names if name.split(".")[0] in schema.names]
-        for names in (codec.split_columns, codec.dictionary_columns)
-    )
-    with pq.ParquetWriter(
-        path,
-        schema,
-        compression={
-            leaf: "NONE" if leaf in codec.packed_columns else "ZSTD" for leaf in _leaves(schema)
-        },
-        use_dictionary=listed or False,
-        write_statistics=False,
-        use_byte_stream_split=[*split, "input_ids.list.element"],
-        write_page_checksum=True,
-        use_content_defined_chunking=True,
-    ) as writer:
-        parts = (records.slice(start, stop) for start, stop in _row_groups(records))
-        encode = partial(to_table, wanted_schema=schema, codec=codec)
-        for table in in_order(encode, parts, workers=_threads(records)):
-            writer.write_table(table, row_group_size=max(1, len(table)))
-        ends = [0, len(records) - 1] if len(records) else []
-        first_last = [[records.identity.column(c)[i].as_py() for c in _KEY] for i in ends]
-        metadata = {
-            "plan": plan_digest,
-            "unit": str(summary.unit),
-            "source_rows": str(summary.source_rows),
-            "input_digest": summary.input_digest,
-            "first": json.dumps(first_last[0] if ends else None),
-            "last": json.dumps(first_last[-1] if ends else None),
-            "rejects": json.dumps(summary.rejects),
-            "truncated": str(summary.truncated),
-        }
-        writer.add_key_value_metadata({_META + k: v for k, v in metadata.items()})
-
-
-def _leaves(schema: pa.Schema) -> list[str]:
-    """Paths of the Parquet columns."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(schema.empty_table(), sink)
-    columns = pq.read_metadata(pa.BufferReader(sink.getvalue())).schema
-    return [columns.column(index).path for index in range(len(columns))]
-
-
-_KEY = ("key", "part", "view")
-
-
-def _threads(records: Records) -> int:
-    """How many row groups are encoded or decoded at a time.
-
-    The last unit of a job is written while no teacher runs; before, the teacher needs the cores.
-    """
-    entries = records.labels.entries // max(1, len(records.labels)) * ROW_GROUP_POSITIONS
-    some = min(_MOST_THREADS, torch.get_num_threads() // 2)
-    return max(1, min(some, _ENTRIES_AT_A_TIME // max(1, entries)))
-
-
-def _row_groups(records: Records) -> Iterable[tuple[int, int]]:
-    start = 0
-    for stop in range(1, len(records) + 1):
-        held = records.label_offsets[stop] - records.label_offsets[start]
-        if held >= ROW_GROUP_POSITIONS or stop == len(records):
-            yield start, stop
-            start = stop
 
 
 class Shard:
@@ -187,8 +88,7 @@ class Shard:
     @cached_property
     def _leaf_columns(self) -> list[str]:
         """The column that each leaf belongs to."""
-        leaves = self._file.schema
-        return [leaves.column(i).path.split(".")[0] for i in range(len(leaves))]
+        return _columns_of_leaves(self._file.schema)
 
     def _map(self, file: Path | Sparse) -> pa.Buffer:
         receipt = self.receipt
@@ -237,10 +137,10 @@ class Shard:
     def footer(self, name: str) -> str:
         """A value of ours in the footer."""
         try:
-            return str(self.metadata.metadata[(_META + name).encode()].decode())
+            return str(self.metadata.metadata[(META + name).encode()].decode())
         except (KeyError, TypeError, UnicodeDecodeError):
             raise CorruptShardError(
-                f"{self.name}: its footer has no {_META}{name}; it is not a shard of a label set"
+                f"{self.name}: its footer has no {META}{name}; it is not a shard of a label set"
             ) from None
 
     def read(
@@ -490,6 +390,19 @@ def _checked(table: pa.Table) -> pa.Table:
     return table
 
 
+# Of the shard that was opened last: those of one set have the same, and to look takes a hundredth.
+_last_leaves: tuple[pq.ParquetSchema, list[str]] | None = None
+
+
+def _columns_of_leaves(leaves: pq.ParquetSchema) -> list[str]:
+    global _last_leaves
+    last = _last_leaves
+    if last is None or not last[0].equals(leaves):
+        paths = (leaves.column(i).path for i in range(len(leaves)))
+        last = _last_leaves = leaves, [path.split(".")[0] for path in paths]
+    return last[1]
+
+
 def _group_rows(metadata: pq.FileMetaData) -> tuple[int, ...]:
     groups = range(metadata.num_row_groups)
     return tuple(metadata.row_group(group).num_rows for group in groups)
@@ -508,9 +421,9 @@ def keys_of_samples(shard: Shard) -> Iterator[pa.Array]:
         table = shard.read(group, ["key", "part", "view"])
         if not len(table):
             continue
-        keys, part, view = (table[name].combine_chunks() for name in _KEY)
+        keys, part, view = (column.combine_chunks() for column in table.itercolumns())
         # In a sample by view, then by part.
-        parts = view.to_numpy().astype(np.int64) << 32 | part.to_numpy()
+        parts = numpy_of(view).astype(np.int64) << 32 | numpy_of(part)
         begins = np.ones(len(table), bool)
         same_key = pc.equal(keys[1:], keys[:-1]).to_numpy(zero_copy_only=False)
         begins[1:] = ~same_key | (parts[1:] <= parts[:-1])

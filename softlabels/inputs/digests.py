@@ -12,6 +12,7 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
+from softlabels.arrow import numpy_of
 from softlabels.errors import InputError, quoted
 from softlabels.inputs.arrays import array_pieces, canonical_pieces, holds_arrays, values_of
 
@@ -59,7 +60,7 @@ def array_digest(array: NDArray[Any]) -> bytes:
 def key_hashes(keys: pa.Array | pa.ChunkedArray) -> Uint64s:
     """xxh3-64 of each key, shape (N,), for indexes; a hit must be confirmed by the key itself."""
     if pa.types.is_integer(keys.type):
-        return _hashes_of(keys.to_numpy().astype("<i8").view(np.uint64))
+        return _hashes_of(numpy_of(keys).astype("<i8").view(np.uint64))
     hashed = (xxhash.xxh3_64_intdigest(key.encode()) for key in keys.to_pylist())
     return np.fromiter(hashed, np.uint64, len(keys))
 
@@ -156,7 +157,7 @@ def _integers(row: Any) -> bytes:
     """A list of integers, as `canonical` would give it: each is the tag 2 and an int64."""
     if not row.is_valid or row.values.null_count:
         return canonical(row.as_py())
-    values = row.values.to_numpy()
+    values = numpy_of(row.values)
     if values.dtype == np.uint64 and len(values):
         canonical(int(values.max()))  # refuses what the cast below would wrap
     tagged = np.empty(len(values), np.dtype([("tag", "u1"), ("value", "<i8")]))

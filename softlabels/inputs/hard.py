@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from softlabels.arrow import nulls_of, numpy_of
 from softlabels.errors import InputError, quoted
 
 
@@ -41,8 +42,8 @@ def hard_labels(
                     f"the teacher's classes; the first of them is {quoted(class_names[0])}"
                 )
         return np.asarray([-1 if value is None else places[value] for value in values], np.int64)
-    known: NDArray[np.int64] = column.fill_null(-1).to_numpy().astype(np.int64)
-    nulls = column.is_null().to_numpy()
+    known: NDArray[np.int64] = numpy_of(column, null=-1).astype(np.int64)
+    nulls = nulls_of(column)
     wrong = ((known < 0) | (known >= classes)) & ~nulls
     if wrong.any():
         raise InputError(

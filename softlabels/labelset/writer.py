@@ -18,7 +18,9 @@ from softlabels.format import plan as plans
 from softlabels.format.manifest import Manifest, Receipt
 from softlabels.format.plan import Plan
 from softlabels.format.records import Records, schema
-from softlabels.format.shard import Shard, UnitSummary, file_sha256, write
+from softlabels.format.shard import Shard, file_sha256
+from softlabels.format.shard_writing import write
+from softlabels.format.summary import UnitSummary
 from softlabels.labelset.tables import write_tables
 from softlabels.parallel import in_order
 from softlabels.stores.target import Out, Target, destination, disk_errors

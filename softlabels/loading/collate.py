@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from softlabels.arrow import numpy_of
 from softlabels.errors import CorruptShardError, InputError, quoted
 from softlabels.format.records import Records, scatter
 from softlabels.labels import NO_LABEL
@@ -113,7 +114,7 @@ def collate_arrays(records: Records, *, single: bool) -> dict[str, Any]:
     columns = 1 if single else int(lengths.max())
     mask = np.zeros(len(records) if single else (len(records), columns), bool)
     mask.ravel()[_places(records, np.arange(len(records)) * columns)] = records.wanted
-    view = records.identity["view"].to_numpy().astype(np.int64)
+    view = numpy_of(records.identity["view"]).astype(np.int64)
     return {
         **_stacked(arrays, records),
         "soft_labels": scatter(records.labels, torch.from_numpy(mask)),
@@ -223,5 +224,5 @@ def _following(records: Records) -> Int64s:
 
 
 def _identity(records: Records) -> dict[str, Any]:
-    part = records.identity["part"].to_numpy().astype(np.int64)
+    part = numpy_of(records.identity["part"]).astype(np.int64)
     return {"key": records.identity["key"].to_pylist(), "part": torch.from_numpy(part)}

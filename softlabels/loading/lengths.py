@@ -8,6 +8,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from softlabels.arrow import numpy_of
 from softlabels.errors import InputError, quoted
 from softlabels.labelset.reader import LabelSet
 
@@ -31,7 +32,7 @@ class Lengths:
     @classmethod
     def of(cls, labels: LabelSet, *, max_length: int | None, room: int | None) -> Self:
         """Read the lengths of a set's records."""
-        tokens = labels.columns(["length"])["length"].to_numpy().astype(np.int64)
+        tokens = numpy_of(labels.columns(["length"])["length"]).astype(np.int64)
         return cls(labels, tokens if max_length is None else tokens.clip(max=max_length), room)
 
     def __call__(self, records: Int64s) -> Int64s:

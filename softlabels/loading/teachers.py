@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from softlabels.arrow import numpy_of
 from softlabels.codecs.sampled import Sampled
 from softlabels.errors import InputError, JoinError, KindError, VocabularyMismatchError, quoted
 from softlabels.format.records import Records, join
@@ -121,7 +122,7 @@ def _first_difference(ours: Sequence[str] | None, theirs: Sequence[str] | None) 
 
 def _identity_hashes(labels: LabelSet) -> Uint64s:
     table = labels.columns(["key", "part", "view"])
-    part, view = (table[name].to_numpy().astype(np.uint64) for name in ("part", "view"))
+    part, view = (numpy_of(table[name]).astype(np.uint64) for name in ("part", "view"))
     with np.errstate(over="ignore"):
         mixed = part * np.uint64(0x9E3779B97F4A7C15) + view * np.uint64(0xC2B2AE3D27D4EB4F)
     hashes: Uint64s = key_hashes(table["key"]) ^ mixed

@@ -17,7 +17,9 @@ from torch import Tensor
 from softlabels import codecs
 from softlabels.codecs import Codec
 from softlabels.format.records import Records, schema
-from softlabels.format.shard import Shard, UnitSummary, write
+from softlabels.format.shard import Shard
+from softlabels.format.shard_writing import write
+from softlabels.format.summary import UnitSummary
 from softlabels.labels import SoftLabels, soft
 from softlabels.precompute.advice import OFFERED, Choice, Estimate
 from softlabels.precompute.job import Job

@@ -16,9 +16,10 @@ from softlabels.inputs.views import Views
 from softlabels.labelset.reader import LabelSet
 from softlabels.labelset.writer import LabelSetWriter, begin, check_directory, check_writable
 from softlabels.precompute.executors import Executor, Local, Ray, named
-from softlabels.precompute.job import Job, settle
+from softlabels.precompute.job import Job
 from softlabels.precompute.label import OnError
 from softlabels.precompute.pipeline import Ahead, Behind
+from softlabels.precompute.settle import settle
 from softlabels.precompute.step import Done, Made, Step, begun
 from softlabels.precompute.tasks import Share, Task, Tasks
 from softlabels.precompute.unit import Prepared

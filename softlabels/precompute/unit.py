@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from softlabels.format.plan import Plan
 from softlabels.format.probes import Probes
 from softlabels.format.records import VIEW_PARAMS, Records, join
-from softlabels.format.shard import UnitSummary
+from softlabels.format.summary import UnitSummary
 from softlabels.inputs.digests import DIGEST_TYPE, input_digests, unit_digest
 from softlabels.inputs.windows import Windows
 from softlabels.labels import Labels, soft

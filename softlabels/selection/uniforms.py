@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from softlabels.arrow import numpy_of
 from softlabels.inputs.digests import key_hashes
 
 Uint64s = NDArray[np.uint64]
@@ -30,7 +31,7 @@ def uniforms(seed: int, identity: pa.Table, lengths: NDArray[np.int64]) -> NDArr
     stream = _mixed(np.full(len(identity), seed, np.int64).view(np.uint64))
     stream = _mixed(stream ^ key_hashes(identity.column("key")))
     for name in ("part", "view"):
-        stream = _mixed(stream ^ identity.column(name).to_numpy().astype(np.uint64))
+        stream = _mixed(stream ^ numpy_of(identity.column(name)).astype(np.uint64))
     starts = np.cumsum(lengths) - lengths
     place = np.arange(lengths.sum()) - np.repeat(starts, lengths)
     bits = _mixed(np.repeat(stream, lengths) + place.astype(np.uint64) * _STEP)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from softlabels.errors import InputError, RemoteError, SoftLabelsError, quoted
-from softlabels.stores.origin import check_repository
+from softlabels.stores.hub import check_repository
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 # In the words of hf_xet, which has no other place for it.

@@ -16,7 +16,7 @@ from softlabels.errors import DuplicateKeyError, InputError, PlanMismatchError
 from softlabels.format import plan as plans
 from softlabels.format.plan import Plan, SelectionPlan
 from softlabels.format.records import Records
-from softlabels.format.shard import UnitSummary
+from softlabels.format.summary import UnitSummary
 from softlabels.inputs.preparation import Preparation
 from softlabels.inputs.sources import DataIdentity
 from softlabels.inputs.tokenizer import identify

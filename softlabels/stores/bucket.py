@@ -18,8 +18,9 @@ from softlabels.format import layout
 from softlabels.format.manifest import Receipt
 from softlabels.format.shard import Shard
 from softlabels.stores.cache import Cache
+from softlabels.stores.fsspec_files import Fsspec
 from softlabels.stores.objects import Objects
-from softlabels.stores.origin import Fsspec, Origin
+from softlabels.stores.origin import Origin
 from softlabels.stores.publish import TEMPORARY, workspace
 
 # Their fsspec file systems give `mode="create"` on to the service; that of most others looks

@@ -9,7 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from softlabels.errors import MissingError
-from softlabels.stores.origin import Fsspec, longest_s, persist
+from softlabels.stores.asking import longest_s, persist
+from softlabels.stores.fsspec_files import Fsspec
 
 T = TypeVar("T")
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from softlabels.errors import LabelSetError, MissingError, RemoteError
 from softlabels.format import layout
 from softlabels.stores.cache import Cache
+from softlabels.stores.fsspec_files import Fsspec
 from softlabels.stores.objects import Objects
-from softlabels.stores.origin import Fsspec, Origin
+from softlabels.stores.origin import Origin
 from softlabels.stores.store import Remote, Store, locate, place
 
 

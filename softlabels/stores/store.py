@@ -25,7 +25,8 @@ from softlabels.format import layout, manifest, receipts
 from softlabels.format.manifest import Receipt
 from softlabels.format.shard import Shard, file_sha256
 from softlabels.stores.cache import Cache
-from softlabels.stores.origin import Hub, Origin, parse
+from softlabels.stores.hub import Hub
+from softlabels.stores.origin import Origin, parse
 
 # Requests of a process that are under way together.
 _THREADS = 8

@@ -23,7 +23,7 @@ import softlabels as sl
 from softlabels.codecs import Sampled, curves
 from softlabels.codecs.idtable import IdTable
 from softlabels.errors import CorruptShardError, InputError, LabelSetError, PlanMismatchError
-from softlabels.format.shard import UnitSummary
+from softlabels.format.summary import UnitSummary
 from softlabels.labels import concatenate
 from softlabels.labelset.writer import begin
 from softlabels.verifying.verify import repair, verify
@@ -396,7 +396,7 @@ KILLED = """
 import os, shutil, signal, sys
 import softlabels as sl
 from softlabels.stores import directory
-from softlabels.format import shard
+from softlabels.format import shard_writing
 
 place, count, source, out = sys.argv[1:]
 calls = 0
@@ -420,7 +420,7 @@ elif place == "after link":
 elif place == "while copying":
     shutil.copyfile = killing(shutil.copyfile, False)
 elif place == "while writing":
-    shard.to_table = killing(shard.to_table, False)
+    shard_writing.to_table = killing(shard_writing.to_table, False)
 elif place == "before small file":
     directory.replace_file = killing(directory.replace_file, True)
 elif place == "after small file":

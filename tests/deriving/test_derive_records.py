@@ -29,7 +29,7 @@ from softlabels.deriving.sources import Sources
 from softlabels.deriving.unit import Recipe, derive_unit
 from softlabels.errors import DuplicateKeyError, InputError, PlanMismatchError
 from softlabels.format.records import join
-from softlabels.format.shard import UnitSummary
+from softlabels.format.summary import UnitSummary
 from softlabels.labelset.writer import begin
 from softlabels.verifying.verify import verify
 

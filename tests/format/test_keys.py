@@ -120,11 +120,11 @@ def test_a_record_is_found_through_the_mapped_file_and_no_other_identity_is_read
 
     monkeypatch.setattr(sl.LabelSet, "identities", property(never))
     labels = sl.LabelSet.open(pristine)
-    assert isinstance(labels.key_index._hashes, np.memmap)
+    assert isinstance(labels._lookup.key_index._hashes, np.memmap)
     for number, (key, part) in enumerate(PARTS):
         assert labels.index(key, part=part) == number
     assert torch.equal(labels.get("s3").ids, labels[5].ids)
-    assert len(labels._cache) == 2, "a row group of each shard, and nothing else"
+    assert len(labels._held._cache) == 2, "a row group of each shard, and nothing else"
     with pytest.raises(JoinError, match="s9"):
         labels.get("s9")
 

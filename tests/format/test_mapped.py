@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import softlabels as sl
 from softlabels.errors import CorruptShardError
 from softlabels.format.mapped import Mapped, values_in_place
-from softlabels.labelset import reader
+from softlabels.labelset import held as in_memory
 from tests.conftest import Precompute
 
 BLOBS = st.lists(st.binary(min_size=13, max_size=3000), min_size=1, max_size=40)
@@ -116,7 +116,7 @@ def large(tmp_path: Path, precompute: Precompute) -> sl.LabelSet:
 def test_a_set_s_frames_stay_in_its_files_and_no_file_stays_open(large: sl.LabelSet) -> None:
     labels = sl.LabelSet.open(large.root)
     before = pa.total_allocated_bytes()
-    held = [labels._encoded(group) for group in range(len(labels.row_groups))]
+    held = [labels._held.encoded(group) for group in range(len(labels.row_groups))]
     assert all(one.mapped is not None for one in held)
     frames = sum(one.held.nbytes for one in held)
     assert frames > 1 << 18
@@ -168,11 +168,11 @@ def test_of_small_row_groups_no_mapping_stays(
 ) -> None:
     rows = [{"id": f"s{i}", "ids": [i % 16, 3]} for i in range(12)]
     made = precompute(tmp_path / "set", rows, unit_rows=1, codec="compact")
-    monkeypatch.setattr(reader, "_OPEN_SHARDS", 2)
+    monkeypatch.setattr(in_memory, "_OPEN_SHARDS", 2)
     labels = sl.LabelSet.open(made.root)
     labels.take(range(12))
     maps = Path("/proc/self/maps")
-    assert all(held.mapped is None for held in labels._cache.values())
+    assert all(held.mapped is None for held in labels._held._cache.values())
     if maps.is_file():
         found = [line for line in maps.read_text().splitlines() if str(made.root / "data") in line]
-        assert len(found) <= 2 + len(made._shards)
+        assert len(found) <= 2 + len(made._held._shards)

@@ -12,9 +12,9 @@ import torch
 
 import softlabels as sl
 from softlabels.errors import CorruptShardError
-from softlabels.format import shard
+from softlabels.format import shard, shard_writing
 from softlabels.format.shard import Shard
-from softlabels.labelset import reader
+from softlabels.labelset import held as in_memory
 from softlabels.stores.directory import Directory
 
 Precompute = Callable[..., sl.LabelSet]
@@ -53,7 +53,7 @@ def test_a_receipt_with_other_row_groups_is_refused_before_anything_is_read(tiny
 def test_keys_of_all_row_groups_are_read_at_once_and_checked_first(
     precompute: Precompute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shard, "ROW_GROUP_POSITIONS", 2)
+    monkeypatch.setattr(shard_writing, "ROW_GROUP_POSITIONS", 2)
     labels = precompute(tmp_path / "set")
     for receipt, start in zip(labels.receipts, labels.receipts.starts.tolist(), strict=False):
         file = labels.root / receipt.path
@@ -76,14 +76,14 @@ def test_shards_of_large_footers_are_closed_before_they_are_many(
     rows = [{"id": f"s{i}", "ids": [i % 16, 3]} for i in range(12)]
     made = precompute(tmp_path / "set", rows, unit_rows=1)
     largest = int(made.receipts.numbers("footer_bytes").max())
-    monkeypatch.setattr(reader, "_CACHE_BYTES", 0)
+    monkeypatch.setattr(in_memory, "_CACHE_BYTES", 0)
     for limit, held in ((3 * largest, 3), (1, 1)):
-        monkeypatch.setattr(reader, "_OPEN_FOOTER_BYTES", limit)
+        monkeypatch.setattr(in_memory, "_OPEN_FOOTER_BYTES", limit)
         labels = sl.LabelSet.open(tmp_path / "set")
         for number in [*range(12), *range(11, -1, -1)]:
             assert torch.equal(labels[number].ids, made[number].ids)
-            assert len(labels._shards) <= held
-        assert labels._opening == {}
+            assert len(labels._held._shards) <= held
+        assert labels._held._opening == {}
 
 
 def test_files_are_named_as_deep_as_they_lie_and_nothing_else_is(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from softlabels.format import shard
+from softlabels.format import shard_writing
 
 
 @pytest.mark.parametrize("codec", ["compact", "plain"])
@@ -18,15 +18,15 @@ def test_a_shard_encoded_by_many_threads_is_the_same_to_the_byte(
 ) -> None:
     rng = np.random.default_rng(0)
     rows = [{"id": f"s{i}", "ids": rng.integers(0, 16, 22).tolist()} for i in range(40)]
-    monkeypatch.setattr(shard, "ROW_GROUP_POSITIONS", 22)
+    monkeypatch.setattr(shard_writing, "ROW_GROUP_POSITIONS", 22)
     asked: list[int] = []
-    in_order = shard.in_order
+    in_order = shard_writing.in_order
 
     def noted(*args: Any, workers: int) -> Any:
         asked.append(workers)
         return in_order(*args, workers=workers)
 
-    monkeypatch.setattr(shard, "in_order", noted)
+    monkeypatch.setattr(shard_writing, "in_order", noted)
     written = []
     for threads in (1, 8):
         monkeypatch.setattr(torch, "get_num_threads", lambda n=threads: n)

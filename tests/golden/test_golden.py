@@ -20,7 +20,8 @@ import zstandard
 
 import softlabels as sl
 from softlabels.format import records as library_records
-from softlabels.format.shard import Shard, write
+from softlabels.format.shard import Shard
+from softlabels.format.shard_writing import write
 from softlabels.verifying.verify import verify
 
 HERE = Path(__file__).parent

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import softlabels as sl
 from softlabels.errors import CorruptShardError, JoinError, LabelSetError
 from softlabels.format import keys
-from softlabels.labelset import reader
+from softlabels.labelset import held as in_memory
 from softlabels.verifying.verify import verify
 
 Precompute = Callable[..., sl.LabelSet]
@@ -165,7 +165,7 @@ def test_keys_of_one_hash_are_told_apart_by_the_key(
 ) -> None:
     monkeypatch.setattr(keys, "key_hashes", lambda given: np.zeros(len(given), np.uint64))
     labels = sl.LabelSet.open(pristine)
-    labels.key_index = keys.KeyIndex.build([labels.identities["key"]])
+    labels._lookup.key_index = keys.KeyIndex.build([labels.identities["key"]])
     for number, (key, part) in enumerate(KEYS):
         assert labels.index(key, part=part) == number
     with pytest.raises(JoinError, match="s9"):
@@ -242,16 +242,18 @@ def test_memory_and_open_files_are_bounded(
     rows = [{"id": f"s{i}", "ids": [i % 16, 3]} for i in range(12)]
     labels = precompute(tmp_path / "set", rows, unit_rows=1)
     expected = list(map(bits, labels))
-    one = labels._encoded(0).nbytes
-    monkeypatch.setattr(reader, "_OPEN_SHARDS", 3)
-    monkeypatch.setattr(reader, "_CACHE_BYTES", 4 * one)
+    one = labels._held.encoded(0).nbytes
+    monkeypatch.setattr(in_memory, "_OPEN_SHARDS", 3)
+    monkeypatch.setattr(in_memory, "_CACHE_BYTES", 4 * one)
     labels = sl.LabelSet.open(tmp_path / "set")
     for number in np.random.default_rng(0).integers(0, 12, 60).tolist():
         assert bits(labels[number]) == expected[number]
-        assert len(labels._shards) <= 3
-        assert labels._cached_bytes <= 4 * one
-        assert labels._cached_bytes == sum(held.nbytes for held in labels._cache.values())
-    monkeypatch.setattr(reader, "_CACHE_BYTES", 0)
+        assert len(labels._held._shards) <= 3
+        assert labels._held._cached_bytes <= 4 * one
+        assert labels._held._cached_bytes == sum(
+            held.nbytes for held in labels._held._cache.values()
+        )
+    monkeypatch.setattr(in_memory, "_CACHE_BYTES", 0)
     assert list(map(bits, sl.LabelSet.open(tmp_path / "set"))) == expected
 
 

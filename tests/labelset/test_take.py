@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import softlabels as sl
 from softlabels.errors import CorruptShardError
-from softlabels.format import shard
+from softlabels.format import shard_writing
 from softlabels.format.encoded import Encoded
 from softlabels.format.records import IDENTITY, Records
 from softlabels.format.shard import Shard
@@ -72,7 +72,7 @@ def made(
     ]
     out = tmp_path_factory.mktemp("take") / "labels"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shard, "ROW_GROUP_POSITIONS", 9)
+        patch.setattr(shard_writing, "ROW_GROUP_POSITIONS", 9)
         labels = precompute(out, rows, codec=request.param, overlap=2)
     # The slow oracle: every row group decoded whole.
     records = [contents(group, row) for group in labels.groups() for row in range(len(group))]
@@ -125,7 +125,7 @@ def test_of_no_numbers_there_are_no_records(labels: sl.LabelSet) -> None:
         assert len(records) == len(records.labels) == len(records.wanted) == 0
         assert records.identity.column_names == list(IDENTITY)
         assert records.label_offsets.tolist() == records.token_offsets.tolist() == [0]
-    assert labels._cache == {}, "nothing was read"
+    assert labels._held._cache == {}, "nothing was read"
     assert labels[[]] == labels[3:3] == []
 
 
@@ -162,7 +162,7 @@ def test_a_number_beyond_the_records_is_an_index_error_that_names_it(
             labels.take(numbers)
         with pytest.raises(IndexError, match=f"{count} records"):
             labels[numbers]
-    assert labels._cache == {}, "a row group was read for a list that cannot be had"
+    assert labels._held._cache == {}, "a row group was read for a list that cannot be had"
 
 
 @pytest.mark.parametrize("numbers", [[1.7], ["3"], [True], np.asarray([2.0])], ids=repr)
@@ -320,7 +320,7 @@ def test_columns_that_the_format_does_not_know_are_not_read(
 
     monkeypatch.setattr(Shard, "_arrow", spy)
     labels.take([0])
-    assert asked == [labels._shard(0).schema.names]
+    assert asked == [labels._held.shard(0).schema.names]
 
 
 def test_where_no_inputs_are_stored_there_are_none(tmp_path: Path, precompute: Precompute) -> None:

@@ -61,7 +61,7 @@ def test_a_large_shard_that_is_cut_in_place_is_an_error_and_not_a_bus_error(
     shard = whole.root / labels.receipts[1].path
     assert shard.stat().st_size > 8 * os.sysconf("SC_PAGE_SIZE")
     batches = iter(sl.loader(labels, batch_size=30, threads=0))
-    labels._shard(1)
+    labels._held.shard(1)
     next(batches)
     truncate(shard)
     with pytest.raises(CorruptShardError, match=r"train-00001\.parquet: it was cut to 100 of"):
@@ -81,7 +81,7 @@ def test_a_shard_that_is_damaged_while_a_student_trains_is_named(
     root = Path(shutil.copytree(whole.root, tmp_path / "set"))
     labels = sl.LabelSet.open(root)
     if opened:  # the file is mapped, none of its rows read
-        labels._shard(3)
+        labels._held.shard(3)
     batches = iter(sl.loader(labels, batch_size=1, threads=threads, prefetch=1))
     found = [values(next(batches))]
     DAMAGES[damage](root / "data" / "train-00003.parquet")

@@ -16,7 +16,7 @@ import torch
 import softlabels as sl
 from softlabels.errors import CorruptShardError, InputError, VocabularyMismatchError
 from softlabels.format.shard import Shard
-from softlabels.labelset import reader
+from softlabels.labelset import held as in_memory
 
 Precompute = Callable[..., sl.LabelSet]
 Batch = dict[str, Any]
@@ -162,8 +162,8 @@ def test_a_shuffled_epoch_reads_each_row_group_once_whatever_fits_in_memory(
 ) -> None:
     rows = [{"id": f"s{i}", "ids": [i % 16] * 4} for i in range(24)]
     labels = precompute(tmp_path / "set", rows, unit_rows=4)
-    one = int(labels._encoded_bytes()[0])
-    monkeypatch.setattr(reader, "_CACHE_BYTES", held * one * 8 // 7 + 8)
+    one = int(labels._held._encoded_bytes()[0])
+    monkeypatch.setattr(in_memory, "_CACHE_BYTES", held * one * 8 // 7 + 8)
     was_read: list[tuple[str, int]] = []
     read = Shard.table
 

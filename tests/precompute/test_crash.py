@@ -20,7 +20,7 @@ import softlabels as sl
 KILLED = """
 import json, os, signal, sys
 import softlabels as sl
-from softlabels.format import shard
+from softlabels.format import shard_writing
 from softlabels.stores.directory import Directory, Path
 
 place, count, teacher, data, out = sys.argv[1:]
@@ -43,7 +43,7 @@ if place == "before link":
 elif place == "after link":
     os.link = killing(os.link, False)
 elif place == "while writing":
-    shard.to_table = killing(shard.to_table, False)
+    shard_writing.to_table = killing(shard_writing.to_table, False)
 elif place == "before small file":
     Directory.replace = killing(Directory.replace, True)
 elif place == "after small file":

@@ -191,7 +191,7 @@ def test_a_set_of_chats_begun_without_special_tokens_is_gone_on_with_as_it_was(
 ) -> None:
     import copy
 
-    from softlabels.precompute import job
+    from softlabels.precompute import settle
 
     speaking = copy.deepcopy(wrapped)
     speaking.chat_template = TEMPLATES["none"]
@@ -205,7 +205,7 @@ def test_a_set_of_chats_begun_without_special_tokens_is_gone_on_with_as_it_was(
         )  # fmt: skip
 
     with monkeypatch.context() as patch:
-        patch.setattr(job, "_special_tokens", lambda *_: True)
+        patch.setattr(settle, "_special_tokens", lambda *_: True)
         label()
     assert label().plan.preparation.special_tokens is True
 

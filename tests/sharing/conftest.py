@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hub_server import TOKEN, Hub, hub
 
-from softlabels.stores import origin
+from softlabels.stores import asking
 
 
 @pytest.fixture
@@ -30,5 +30,5 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
             monkeypatch.setattr(constants, name, value)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.setenv("SOFTLABELS_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(origin, "BACKOFF_S", 0.01)
+        monkeypatch.setattr(asking, "BACKOFF_S", 0.01)
         yield server

@@ -12,7 +12,7 @@ import fsspec
 import pytest
 from fsspec import AbstractFileSystem
 
-from softlabels.stores import bucket, origin
+from softlabels.stores import asking, bucket, fsspec_files
 
 BUCKET = "labels"
 # Of an operation ("put", "read", "list" or "remove"), the name, and whether it is done already.
@@ -136,7 +136,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[FakeStore]:
     """An empty store behind fake://labels."""
     fsspec.register_implementation("fake", FakeStore, clobber=True)
     monkeypatch.setattr(bucket, "EXCLUSIVE", {"fake"})
-    monkeypatch.setattr(origin, "BACKOFF_S", 0.0)
-    monkeypatch.setattr(origin, "_OPEN", {})
+    monkeypatch.setattr(asking, "BACKOFF_S", 0.0)
+    monkeypatch.setattr(fsspec_files, "_SYSTEMS", {})
     monkeypatch.setenv("SOFTLABELS_CACHE", str(tmp_path / "cache"))
     return FakeStore.empty()

@@ -15,7 +15,7 @@ from file_server import FileServer, Handler, drops, says, serving
 
 import softlabels as sl
 from softlabels.errors import InputError, LabelSetError, RemoteError
-from softlabels.stores import origin
+from softlabels.stores import asking
 
 Precompute = Callable[..., sl.LabelSet]
 FIRST, SECOND = "1" * 40, "2" * 40
@@ -68,7 +68,7 @@ def hub(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setenv("SOFTLABELS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(origin, "BACKOFF_S", 0.01)
+    monkeypatch.setattr(asking, "BACKOFF_S", 0.01)
     with serving(server):
         yield server
 
@@ -148,7 +148,7 @@ def test_a_private_repository_says_so(hub: HubServer) -> None:
 def test_where_the_hub_sends_to_another_host_the_token_stays_and_the_signature_is_not_shown(
     hub: HubServer, pristine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(origin, "TRIES", 2)
+    monkeypatch.setattr(asking, "TRIES", 2)
     with serving(FileServer(pristine)) as store:
 
         def elsewhere(handler: Handler, data: bytes, start: int, stop: int) -> None:

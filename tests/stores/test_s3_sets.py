@@ -11,7 +11,7 @@ import torch
 
 import softlabels as sl
 from softlabels.errors import LabelSetError, RemoteError
-from softlabels.stores import origin
+from softlabels.stores import asking, fsspec_files
 
 moto_server = pytest.importorskip("moto.server")
 s3fs = pytest.importorskip("s3fs")
@@ -39,8 +39,8 @@ def bucket(
         "SOFTLABELS_CACHE": str(tmp_path / "cache"),
     }.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(origin, "BACKOFF_S", 0.01)
-    monkeypatch.setattr(origin, "_OPEN", {})
+    monkeypatch.setattr(asking, "BACKOFF_S", 0.01)
+    monkeypatch.setattr(fsspec_files, "_SYSTEMS", {})
     s3fs.S3FileSystem.clear_instance_cache()
     files = s3fs.S3FileSystem()
     files.makedirs("labels", exist_ok=True)
@@ -70,8 +70,8 @@ def test_a_bucket_that_is_gone_ends_soon_and_shows_no_secret(
     with pytest.raises(RemoteError, match=r"data/train-00000.parquet: there is no such file"):
         labels.take([0])
     server.stop()
-    monkeypatch.setattr(origin, "TRIES", 2)
-    monkeypatch.setattr(origin, "TIMEOUT_S", 0.5)
+    monkeypatch.setattr(asking, "TRIES", 2)
+    monkeypatch.setattr(asking, "TIMEOUT_S", 0.5)
     with pytest.raises(RemoteError, match=r"after 2 tries") as error:
         labels.take([len(labels) - 1])
     assert "hunter2" not in str(error.value)

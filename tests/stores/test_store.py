@@ -26,10 +26,10 @@ from file_server import FileServer, says, serving
 
 import softlabels as sl
 from softlabels.errors import CorruptShardError, InputError, JoinError, LabelSetError, RemoteError
-from softlabels.format import shard
+from softlabels.format import shard_writing
 from softlabels.format.records import IDENTITY
+from softlabels.stores import asking
 from softlabels.stores import cache as caches
-from softlabels.stores import origin
 
 Precompute = Callable[..., sl.LabelSet]
 TENSORS = ("ids", "log_probs", "logsumexp", "log_tails", "hard_log_probs", "mask")
@@ -60,7 +60,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, precompute: Precompute) -> Pa
     rows = [{"id": f"s{i}", "ids": rng.integers(0, 16, 22).tolist()} for i in range(24)]
     out = tmp_path_factory.mktemp("remote") / "labels"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shard, "ROW_GROUP_POSITIONS", 9)
+        patch.setattr(shard_writing, "ROW_GROUP_POSITIONS", 9)
         labels = precompute(out, rows, unit_rows=2, codec="compact", probes=20)
     assert len(labels.receipts) == 12
     assert len(labels.row_groups) >= 36
@@ -79,7 +79,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SOFTLABELS_CACHE", str(folder))
     monkeypatch.delenv("SOFTLABELS_CACHE_BYTES", raising=False)
     monkeypatch.delenv("SOFTLABELS_OFFLINE", raising=False)
-    monkeypatch.setattr(origin, "BACKOFF_S", 0.01)
+    monkeypatch.setattr(asking, "BACKOFF_S", 0.01)
     return folder
 
 
@@ -229,8 +229,8 @@ def test_what_passes_is_asked_again_and_no_wrong_byte_is_read(
 ) -> None:
     labels = sl.LabelSet.open(server.url)
     if fault in SLOW:
-        monkeypatch.setattr(origin, "TIMEOUT_S", 0.8)
-        monkeypatch.setattr(origin, "_SLOWEST_BYTES_PER_S", 1 << 30)
+        monkeypatch.setattr(asking, "TIMEOUT_S", 0.8)
+        monkeypatch.setattr(asking, "_SLOWEST_BYTES_PER_S", 1 << 30)
     # Wrong twice, bytes are the server's own: they were replaced there.
     server.faults.extend([fault] * (1 if fault is file_server.flipped else 3))
     assert contents(labels) == expected
@@ -258,10 +258,10 @@ def test_what_does_not_pass_ends_soon_in_words_that_name_the_file(
     server: FileServer, monkeypatch: pytest.MonkeyPatch, fault: Any, words: str, asked: int
 ) -> None:
     labels = sl.LabelSet.open(server.url)
-    monkeypatch.setattr(origin, "TRIES", 2)
+    monkeypatch.setattr(asking, "TRIES", 2)
     if fault in SLOW:
-        monkeypatch.setattr(origin, "TIMEOUT_S", 0.4)
-        monkeypatch.setattr(origin, "_SLOWEST_BYTES_PER_S", 1 << 30)
+        monkeypatch.setattr(asking, "TIMEOUT_S", 0.4)
+        monkeypatch.setattr(asking, "_SLOWEST_BYTES_PER_S", 1 << 30)
     calls: list[int] = []
 
     def counted(*args: Any) -> None:
@@ -510,7 +510,7 @@ def test_prefetch_returns_at_once_and_take_waits_for_it_and_fetches_nothing_twic
 def test_what_went_wrong_in_a_prefetch_is_raised_by_the_take_that_needs_it(
     server: FileServer, made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(origin, "TRIES", 1)
+    monkeypatch.setattr(asking, "TRIES", 1)
     labels = sl.LabelSet.open(server.url)
     server.fault = says(500)
     labels.prefetch([0])

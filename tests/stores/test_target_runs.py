@@ -15,7 +15,7 @@ from same_set import compared, contents
 import softlabels as sl
 from softlabels.cli.app import run as command
 from softlabels.errors import CorruptShardError, LabelSetError, PlanMismatchError, RemoteError
-from softlabels.format import shard as shards
+from softlabels.format import shard_writing
 
 __all__ = ["store"]  # a fixture
 OUT = "fake://labels/set"
@@ -190,7 +190,7 @@ def test_of_two_writers_of_a_unit_the_first_ones_shard_stays(
     precompute: Precompute,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(shards, "ROW_GROUP_POSITIONS", 1)  # the same records in other bytes
+    monkeypatch.setattr(shard_writing, "ROW_GROUP_POSITIONS", 1)  # the same records in other bytes
     precompute("fake://labels/other")
     theirs = store.objects["labels/other/data/train-00000.parquet"]
     kept: list[bytes] = []
@@ -201,7 +201,7 @@ def test_of_two_writers_of_a_unit_the_first_ones_shard_stays(
         if operation == "put" and "train-00001" in path and not done:
             kept.append(store.objects["labels/set/receipts/00000.json"])
 
-    monkeypatch.setattr(shards, "ROW_GROUP_POSITIONS", 16_384)
+    monkeypatch.setattr(shard_writing, "ROW_GROUP_POSITIONS", 16_384)
     store.fault = beaten
     labels = precompute(OUT)
     assert store.objects[FIRST] == theirs

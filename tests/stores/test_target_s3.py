@@ -13,7 +13,7 @@ from same_set import compared, contents
 import softlabels as sl
 from softlabels.errors import InputError, RemoteError
 from softlabels.labelset.writer import check_writable
-from softlabels.stores import objects, origin
+from softlabels.stores import asking, fsspec_files, objects
 from softlabels.stores.target import destination
 
 moto_server = pytest.importorskip("moto.server")
@@ -41,8 +41,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         "SOFTLABELS_CACHE": str(tmp_path / "cache"),
     }.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(origin, "BACKOFF_S", 0.01)
-    monkeypatch.setattr(origin, "_OPEN", {})
+    monkeypatch.setattr(asking, "BACKOFF_S", 0.01)
+    monkeypatch.setattr(fsspec_files, "_SYSTEMS", {})
     s3fs.S3FileSystem.clear_instance_cache()
     files = s3fs.S3FileSystem()
     if files.exists("labels"):  # moto's servers of one process are one
@@ -115,8 +115,8 @@ def test_a_server_that_is_gone_ends_soon_and_shows_no_secret(
     server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.stop()
-    monkeypatch.setattr(origin, "TRIES", 1)
-    monkeypatch.setattr(origin, "TIMEOUT_S", 0.5)
+    monkeypatch.setattr(asking, "TRIES", 1)
+    monkeypatch.setattr(asking, "TIMEOUT_S", 0.5)
     with pytest.raises(RemoteError, match=r"cannot be written after 1 try:") as error:
         check_writable(OUT)
     assert "hunter2" not in str(error.value)

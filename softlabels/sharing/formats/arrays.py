@@ -19,6 +19,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.lib.format import open_memmap
 
+from softlabels.arrow import numpy_of
 from softlabels.errors import InputError, quoted
 from softlabels.labelset.reader import LabelSet
 from softlabels.sharing.formats.parquet import whole
@@ -106,7 +107,7 @@ class Arrays:
     def write(self, labels: LabelSet, out: Path) -> int:
         """See `Format`; log-probs in float32, as they are."""
         check_exportable(labels, "NumPy arrays")
-        lengths = labels.columns(["length"])["length"].to_numpy()
+        lengths = numpy_of(labels.columns(["length"])["length"])
         tokens, positions, k = int(lengths.sum()), labels.totals.positions, labels.plan.selection.k
         out.mkdir(parents=True, exist_ok=True)
 
