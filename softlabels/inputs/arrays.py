@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from softlabels.arrow import nulls_of
 from softlabels.errors import InputError, quoted
 
 Array = NDArray[Any]
+Encoded = bytes | memoryview
 
 # How an array lies in a column where Arrow has no type for it.
 PACKED = pa.struct(
@@ -101,6 +104,8 @@ def values_of(column: pa.ChunkedArray) -> list[Any]:
         column = _storage(column)
     if _is_packed(column.type):
         return [value for chunk in column.chunks for value in _packed_values(chunk)]
+    if is_image(column.type):
+        return [value for chunk in column.chunks for value in _image_values(chunk)]
     if pa.types.is_struct(column.type):
         found: list[Any] = column.to_pylist()
         return found
@@ -115,7 +120,7 @@ def array_pieces(array: Array) -> tuple[bytes, memoryview]:
     return struct.pack("<Q", len(name)) + name + shape, plain.reshape(-1).view(np.uint8).data
 
 
-def canonical_pieces(value: Any) -> tuple[bytes, memoryview | bytes]:
+def canonical_pieces(value: Any) -> tuple[bytes, Encoded]:
     """A column's value in the form that digests are taken of, in two pieces.
 
     Of an encoded image the bytes as they are encoded, wherever its file lies.
@@ -132,18 +137,35 @@ def _packed_values(chunk: pa.StructArray) -> list[Array | None]:
     # Fields as they are stored: a row that is null has no array, whatever stands there.
     fields = [chunk.field(name) for name in ("dtype", "shape", "data")]
     dtypes, shapes = fields[0].to_pylist(), fields[1].to_pylist()
-    _, ends, data = fields[2].buffers()
-    bounds = np.frombuffer(ends, np.int32)[fields[2].offset :][: len(chunk) + 1].tolist()
-    valid = chunk.is_valid().to_pylist()
-    found: list[Array | None] = []
-    for row, known in enumerate(valid):
-        value = {
-            "dtype": dtypes[row],
-            "shape": shapes[row],
-            "data": memoryview(data or b"")[bounds[row] : bounds[row + 1]],
-        }
-        found.append(_unpacked(value) if known else None)
-    return found
+    rows = zip(dtypes, shapes, _bytes_in_place(fields[2]), strict=True)
+    return [
+        None if null else _unpacked({"dtype": dtype, "shape": shape, "data": data})
+        for null, (dtype, shape, data) in zip(nulls_of(chunk), rows, strict=True)
+    ]
+
+
+def _image_values(chunk: pa.StructArray) -> list[dict[str, Any] | None]:
+    """Encoded images, where they lie."""
+    rows = zip(_bytes_in_place(chunk.field("bytes")), chunk.field("path").to_pylist(), strict=True)
+    return [
+        None if null else {"bytes": data, "path": path}
+        for null, (data, path) in zip(nulls_of(chunk), rows, strict=True)
+    ]
+
+
+def _bytes_in_place(values: pa.Array) -> list[Encoded | None]:
+    """What a column of bytes holds; of other types, values as Python has them."""
+    if values.type not in (pa.binary(), pa.large_binary()):
+        found: list[Encoded | None] = values.to_pylist()
+        return found
+    _, ends, data = values.buffers()
+    width = np.int32 if values.type == pa.binary() else np.int64
+    bounds = np.frombuffer(ends or b"", width)[values.offset :][: len(values) + 1].tolist()
+    held = memoryview(data or b"")
+    return [
+        None if null else held[start:stop]
+        for null, (start, stop) in zip(nulls_of(values), pairwise(bounds), strict=True)
+    ]
 
 
 def _is_packed(kind: pa.DataType) -> bool:
@@ -210,10 +232,12 @@ def _unpacked(value: Mapping[str, Any]) -> Array:
         raise InputError(f"it is no array: {quoted(error)[1:-1]}") from None
 
 
-def _encoded(image: Mapping[str, Any]) -> bytes:
+def _encoded(image: Mapping[str, Any]) -> Encoded:
     data, path = image["bytes"], image["path"]
+    if isinstance(data, (bytes, memoryview)):
+        return data
     if data is not None:
-        return bytes(data)
+        raise InputError(f"the image's bytes are a {type(data).__name__}; expected bytes")
     try:
         return Path(path).read_bytes()
     except (OSError, TypeError) as error:

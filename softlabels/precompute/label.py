@@ -16,7 +16,7 @@ from torch import Tensor
 from softlabels.errors import LabellingError, SoftLabelsError, TeacherError, quoted
 from softlabels.format.plan import Plan
 from softlabels.format.probes import choose
-from softlabels.format.shard import UnitSummary
+from softlabels.format.summary import UnitSummary
 from softlabels.inputs.hard import hard_labels
 from softlabels.inputs.prepare import prepare
 from softlabels.inputs.prepare_arrays import prepare_arrays
@@ -82,6 +82,11 @@ class Labeller:
     advance: Callable[[int, int, Seen], None] = lambda *_: None
     again: Callable[[], None] = lambda: None
     keep_logits: bool = False
+
+    @property
+    def selects(self) -> bool:
+        """Whether classes are selected here, of logits."""
+        return self.plan.kind != "embedding" and not isinstance(self.teacher, LabelTeacher)
 
     def prepare(self, unit: Unit) -> Prepared:
         """Make records of a unit's samples, as the teacher takes them; its weights are not used."""

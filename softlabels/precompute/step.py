@@ -24,6 +24,7 @@ from softlabels.precompute.label import Labeller
 from softlabels.precompute.tasks import Task
 from softlabels.precompute.unit import Prepared, Unit
 from softlabels.progress import NOTHING_SEEN, Seen
+from softlabels.selection.top_k import load_compiled
 from softlabels.stores.target import earlier
 
 
@@ -117,6 +118,8 @@ class Step:
                 f"{self.writer.plan.unit_rows} rows, and the data has more rows: the data became "
                 "longer. Use the data of the first run, or choose another folder"
             )
+        if self.accelerator in (None, "cpu") and self.labeller.selects:
+            load_compiled()
         return self.labeller.prepare(unit)
 
     def label(self, task: Task, prepared: Prepared) -> Made:

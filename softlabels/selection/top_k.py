@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from threading import Thread
 from typing import Any, ClassVar, Self
 
 import torch
@@ -163,6 +164,12 @@ def on_cpu() -> tuple[Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]], int]
     except (ImportError, RuntimeError):  # not installed, or nowhere to keep what it compiles
         return reduce_torch.reduce, CACHED_BYTES
     return reduce_numba.reduce, SHARED_BYTES
+
+
+@cache
+def load_compiled() -> None:
+    """Begin to load what `on_cpu` uses, in a thread: it takes a second, once a process."""
+    Thread(target=largest, args=(torch.zeros(1, 64), 1), name="softlabels-compiled").start()
 
 
 @cache

@@ -100,6 +100,27 @@ def test_an_image_is_decoded_and_its_digest_is_of_the_bytes_wherever_its_file_li
     assert one == other == xxhash.xxh3_64_digest(canonical(data))
 
 
+@pytest.mark.parametrize("binary", [pa.binary(), pa.large_binary(), pa.binary_view()], ids=str)
+def test_images_lie_in_the_column_whatever_the_width_of_its_offsets_and_its_nulls(
+    binary: pa.DataType,
+) -> None:
+    pixels = [np.full((2, 3), number, np.uint8) for number in range(4)]
+    held = [{"bytes": png(one), "path": f"{i}.png"} for i, one in enumerate(pixels)]
+    rows = [held[0], None, held[1], {"bytes": None, "path": "nowhere.png"}, held[2], held[3]]
+    whole = pa.array(rows, pa.struct([("bytes", binary), ("path", pa.string())]))
+    for start, stop in ((0, 6), (1, 4), (3, 6), (2, 2)):
+        found = values_of(pa.chunked_array([whole.slice(start, stop - start), whole.slice(6)]))
+        assert len(found) == stop - start
+        for value, row in zip(found, rows[start:stop], strict=True):
+            if row is None:
+                assert value is None
+            elif row["bytes"] is None:
+                assert value == row
+            else:
+                assert (bytes(value["bytes"]), value["path"]) == (row["bytes"], row["path"])
+                np.testing.assert_array_equal(array_of(value), array_of(row))
+
+
 def test_a_palette_becomes_colours() -> None:
     pixels = np.zeros((2, 2, 3), np.uint8)
     pixels[0] = [204, 0, 51]
@@ -118,6 +139,7 @@ def test_a_palette_becomes_colours() -> None:
         ([], "empty"),
         ({"bytes": b"no image", "path": None}, "cannot be decoded"),
         ({"bytes": None, "path": "nowhere.png"}, "cannot be read"),
+        ({"bytes": "text", "path": None}, "bytes are a str"),
         ({"dtype": "<f4", "shape": [3], "data": b"1234"}, "no array"),
         ({"dtype": "O", "shape": [1], "data": b"12345678"}, "no array"),
     ],

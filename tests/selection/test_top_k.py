@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -33,6 +34,25 @@ def engine(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
     selecting.on_cpu = lambda: (request.param.reduce, 1 << 22)
     yield request.param
     selecting.on_cpu = chosen
+
+
+def test_what_is_compiled_is_loaded_in_a_thread_and_once(
+    engine: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = threading.Event()
+    callers = []
+
+    def largest(logits: Tensor, k: int) -> None:
+        callers.append(threading.current_thread())
+        called.set()
+
+    monkeypatch.setattr(selecting, "largest", largest)
+    selecting.load_compiled.cache_clear()
+    selecting.load_compiled()
+    selecting.load_compiled()
+    assert called.wait(10)
+    assert len(callers) == 1
+    assert callers[0] is not threading.current_thread()
 
 
 @pytest.fixture
