@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from softlabels.codecs.ranks import LARGE
+from softlabels.compiled import compiled
 from softlabels.memory import empty
 
 
@@ -31,11 +29,7 @@ def split(
     return first, rest[: int(large)].copy(), codes, int(largest)
 
 
-def _compiled(function: Any) -> Any:
-    return njit(nogil=True, cache=True, boundscheck=False)(function)
-
-
-@_compiled
+@compiled
 def _split(
     both: NDArray[np.uint32],
     bits: np.uint32,

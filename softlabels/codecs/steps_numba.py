@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir  # type: ignore[import-untyped]
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from softlabels.codecs.ranks import LARGE
+from softlabels.compiled import compiled
 
 Bytes = NDArray[np.uint8]
 Uint32s = NDArray[np.uint32]
@@ -18,11 +19,7 @@ Uint32s = NDArray[np.uint32]
 _LANES = 16
 
 
-def _compiled(function: Any) -> Any:
-    return njit(nogil=True, cache=True, boundscheck=False)(function)
-
-
-@_compiled
+@compiled
 def steps(
     first: Bytes, rests: Bytes, large: int, of_rests: int, scratch: tuple[Uint32s, Uint32s, Uint32s]
 ) -> bool:
@@ -51,7 +48,7 @@ def steps(
     return True
 
 
-@_compiled
+@compiled
 def widen_by_entry(
     first: Bytes, rest: Uint32s, large: np.uint64, out: Uint32s, where: Uint32s
 ) -> bool:
@@ -71,7 +68,7 @@ def widen_by_entry(
     return True
 
 
-@_compiled
+@compiled
 def widen_by_sixteen(
     first: Bytes, rest: Uint32s, large: np.uint64, out: Uint32s, where: Uint32s
 ) -> bool:

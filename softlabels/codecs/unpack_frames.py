@@ -7,10 +7,9 @@ each other; here one, and every byte is read where it was decompressed.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from softlabels.codecs.curves import (
@@ -29,6 +28,7 @@ from softlabels.codecs.planes import Opened, misfit
 from softlabels.codecs.ranks import beyond
 from softlabels.codecs.steps_numba import steps
 from softlabels.codecs.unpack_numpy import Bytes, Floats, Int64s, Uint32s
+from softlabels.compiled import compiled
 from softlabels.memory import empty
 
 _GOOD, _BEYOND, _MISFIT = 0, 1, 2
@@ -104,11 +104,7 @@ def _tables() -> tuple[Int64s, Floats]:
     return np.tile(code_weights(), 2), np.tile(code_logs(), 2)
 
 
-def _compiled(function: Any) -> Any:
-    return njit(nogil=True, cache=True, boundscheck=False)(function)
-
-
-@_compiled
+@compiled
 def _unpack(
     records: Bytes,
     shapes: Int64s,
@@ -152,7 +148,7 @@ def _unpack(
     return _GOOD
 
 
-@_compiled
+@compiled
 def _counts(planes: Bytes, positions: int, k: int, ragged: int) -> Int64s:
     counts = np.full(positions, k)
     if ragged:
@@ -161,7 +157,7 @@ def _counts(planes: Bytes, positions: int, k: int, ragged: int) -> Int64s:
     return counts
 
 
-@_compiled
+@compiled
 def _ids(taken: Uint32s, counts: Int64s, of_rank: Uint32s, out: Int64s) -> bool:
     # Unsigned, and slices of one position: indices that might count from the end, and indexing the
     # whole arrays, cost half as much again.
@@ -182,7 +178,7 @@ def _ids(taken: Uint32s, counts: Int64s, of_rank: Uint32s, out: Int64s) -> bool:
     return True
 
 
-@_compiled
+@compiled
 def _logs(
     codes: Bytes, counts: Int64s, floors: Bytes, tables: tuple[Int64s, Floats], out: Floats
 ) -> Int64s:
@@ -201,7 +197,7 @@ def _logs(
     return totals
 
 
-@_compiled
+@compiled
 def _shift(totals: Int64s, counts: Int64s, log_kept: NDArray[np.float64], out: Floats) -> None:
     # As `unpack_numpy.shifts`; all at once, since loops around a logarithm wait for it.
     shifts = np.empty(len(totals), np.float32)
@@ -215,13 +211,13 @@ def _shift(totals: Int64s, counts: Int64s, log_kept: NDArray[np.float64], out: F
         found[counts[row] :] = -np.inf
 
 
-@_compiled
+@compiled
 def _logsumexps(planes: Bytes, out: Floats) -> None:
     for i in range(len(out)):
         out[i] = (np.float64(_four(planes, len(out), i)) - MIDDLE) / SCALAR_STEPS
 
 
-@_compiled
+@compiled
 def _hard(planes: Bytes, out: Floats) -> None:
     for i in range(len(out)):
         code = _four(planes, len(out), i)
@@ -230,7 +226,7 @@ def _hard(planes: Bytes, out: Floats) -> None:
         out[i] = np.float32(np.nan) if code == NULL else value
 
 
-@_compiled
+@compiled
 def _four(planes: Bytes, length: int, i: int) -> np.uint32:
     """The number whose bytes are the i-th of four planes, lowest first."""
     low = np.uint32(planes[i]) | np.uint32(planes[length + i]) << np.uint32(8)

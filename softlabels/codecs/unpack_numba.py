@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from softlabels.codecs.curves import code_logs, code_weights
@@ -19,6 +16,7 @@ from softlabels.codecs.unpack_numpy import (
     ranks,
     shifts,
 )
+from softlabels.compiled import compiled
 from softlabels.memory import empty
 
 __all__ = ["compact", "copy", "entries", "ids", "log_probs", "ranks"]
@@ -79,11 +77,7 @@ def _log_probs(
     return out
 
 
-def _compiled(function: Any) -> Any:
-    return njit(nogil=True, cache=True, boundscheck=False)(function)
-
-
-@_compiled
+@compiled
 def _copy(data: Bytes, starts: Int64s, lengths: Int64s, out: Bytes) -> None:
     end = 0
     for run in range(len(starts)):
@@ -94,7 +88,7 @@ def _copy(data: Bytes, starts: Int64s, lengths: Int64s, out: Bytes) -> None:
         end += length
 
 
-@_compiled
+@compiled
 def _ids(
     first: Bytes,
     rest: Uint32s,
@@ -128,7 +122,7 @@ def _ids(
     return True
 
 
-@_compiled
+@compiled
 def _sums(codes: Bytes, starts: Int64s, weights: Int64s, out: Int64s) -> None:
     for row in range(len(starts) - 1):
         held, total = codes[starts[row] : starts[row + 1]], np.int64(0)
@@ -137,7 +131,7 @@ def _sums(codes: Bytes, starts: Int64s, weights: Int64s, out: Int64s) -> None:
         out[row] = total
 
 
-@_compiled
+@compiled
 def _spread(codes: Bytes, starts: Int64s, logs: Floats, shifts: Floats, out: Floats) -> None:
     for row in range(len(starts) - 1):
         held, found, shift = codes[starts[row] : starts[row + 1]], out[row], shifts[row]

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from softlabels.selection.reduce_numba import CHUNK, compiled, exponentials, shared, sum_of
+from softlabels.compiled import compiled
+from softlabels.selection.reduce_numba import CHUNK, exponentials, shared, sum_of
 
 BLOCK = 256
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
+from softlabels.compiled import compiled
 from softlabels.selection.reduce_torch import squarings
 
 # A thread for fewer rows would cost more to start than it saves.
@@ -60,11 +59,6 @@ def shared(rows: int, work: Callable[[slice], None]) -> None:
         running = pool.map(work, others)
         work(first)
         list(running)
-
-
-def compiled(function: Any, **options: Any) -> Any:
-    """The function as machine code, kept on disk, which leaves the interpreter to others."""
-    return njit(nogil=True, cache=True, boundscheck=False, **options)(function)
 
 
 @compiled
