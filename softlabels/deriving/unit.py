@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -105,28 +104,9 @@ def derive_unit(recipe: Recipe, unit: int, writer: LabelSetWriter) -> Receipt:
     _publish_probes(pieces, unit, writer)
     # Where nothing is left, fields that records may lack cannot be told.
     full = [piece for piece in pieces if len(piece.records)] or pieces[:1]
-    # Encoded above: as a codec, these columns are handed on to where shards are written.
-    handing_on = copy.copy(writer)
-    columns = pa.concat_tables([piece.columns for piece in full])
-    handing_on.codec = cast(Codec, _Encoded(writer.codec, columns))
     records = join([piece.records for piece in full])
-    return handing_on.publish(records, _summary(pieces, records, unit))
-
-
-class _Encoded:
-    """A codec of records that are encoded already, asked for them one after another."""
-
-    def __init__(self, codec: Codec, columns: pa.Table) -> None:
-        self._codec, self._columns, self._given = codec, columns, 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._codec, name)
-
-    def encode(self, _: SoftLabels, offsets: Int64s) -> dict[str, pa.ChunkedArray]:
-        """The columns of the next records."""
-        part = self._columns.slice(self._given, len(offsets) - 1)
-        self._given += len(part)
-        return dict(zip(part.column_names, part.columns, strict=True))
+    encoded = pa.concat_tables([piece.columns for piece in full])
+    return writer.publish(records, _summary(pieces, records, unit), encoded=encoded)
 
 
 def _piece(recipe: Recipe, unit: int, start: int, stop: int | None, codec: Codec) -> _Piece:

@@ -268,8 +268,14 @@ def schema(
     )
 
 
-def to_table(records: Records, wanted_schema: pa.Schema, codec: Codec) -> pa.Table:
-    """Records as rows of a shard."""
+def to_table(
+    records: Records, encoded: Mapping[str, pa.Array | pa.ChunkedArray], wanted_schema: pa.Schema
+) -> pa.Table:
+    """Records as rows of a shard.
+
+    Args:
+        encoded: the codec's columns of their labels.
+    """
     token_type = wanted_schema.field("next_id").type
     columns: dict[str, Any] = {
         name: records.identity.column(name) for name in records.identity.column_names
@@ -286,7 +292,7 @@ def to_table(records: Records, wanted_schema: pa.Schema, codec: Codec) -> pa.Tab
         )
         unseen = records.next_ids < 0
         columns["next_id"] = pa.array(records.next_ids, mask=unseen).cast(token_type)
-    columns |= codec.encode(records.labels, records.label_offsets)
+    columns |= encoded
     return pa.table([columns[field.name] for field in wanted_schema], schema=wanted_schema)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -30,8 +29,24 @@ def write(
     schema: pa.Schema,
     codec: Codec,
     plan_digest: str,
+    encoded: pa.Table | None = None,
 ) -> None:
-    """Write a unit's records to a new file."""
+    """Write a unit's records to a new file.
+
+    Args:
+        encoded: the codec's columns of all records, where they are encoded already: the labels of
+            `records` are not looked at then.
+    """
+
+    def table_of(bounds: tuple[int, int]) -> pa.Table:
+        """A row group; several threads make some at a time."""
+        start, stop = bounds
+        part = records.slice(start, stop)
+        if encoded is None:
+            return to_table(part, codec.encode(part.labels, part.label_offsets), schema)
+        columns = encoded.slice(start, stop - start)
+        return to_table(part, dict(zip(columns.column_names, columns.columns, strict=True)), schema)
+
     split, listed = (
         [name for name in names if name.split(".")[0] in schema.names]
         for names in (codec.split_columns, codec.dictionary_columns)
@@ -48,9 +63,7 @@ def write(
         write_page_checksum=True,
         use_content_defined_chunking=True,
     ) as writer:
-        parts = (records.slice(start, stop) for start, stop in _row_groups(records))
-        encode = partial(to_table, wanted_schema=schema, codec=codec)
-        for table in in_order(encode, parts, workers=_threads(records)):
+        for table in in_order(table_of, _row_groups(records), workers=_threads(records)):
             writer.write_table(table, row_group_size=max(1, len(table)))
         ends = [0, len(records) - 1] if len(records) else []
         first_last = [[records.identity.column(c)[i].as_py() for c in _KEY] for i in ends]

@@ -128,10 +128,12 @@ class LabelSetWriter:
         *,
         seconds: float | None = None,
         accelerator: str | None = None,
+        encoded: pa.Table | None = None,
     ) -> Receipt:
         """Write, check and publish one unit's shard; if another worker was first, its shard stays.
 
         Args:
+            encoded: the codec's columns of all records, in place of their labels.
             seconds: that making the records took; those of writing them are added. None: unknown.
             accelerator: where that was.
 
@@ -152,6 +154,7 @@ class LabelSetWriter:
                 schema=self.schema,
                 codec=self.codec,
                 plan_digest=self.plan_digest,
+                encoded=encoded,
             )
             shard = Shard(temporary, receipt=None, name=name)
             made = self._with_probes(shard.make_receipt(temporary, self.codec))

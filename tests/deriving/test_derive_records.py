@@ -28,6 +28,7 @@ from softlabels.deriving.choice import Choice
 from softlabels.deriving.sources import Sources
 from softlabels.deriving.unit import Recipe, derive_unit
 from softlabels.errors import DuplicateKeyError, InputError, PlanMismatchError
+from softlabels.format import shard_writing
 from softlabels.format.records import join
 from softlabels.format.summary import UnitSummary
 from softlabels.labelset.writer import begin
@@ -545,3 +546,29 @@ def test_a_killed_merge_goes_on_to_the_same_set_and_no_other_recipe_does(
                 sl.derive(source, out, **(recipe | changed))
     sl.derive(source, out, **recipe)
     assert contents(out) == whole
+
+
+def last_first(function: Callable[[Any], Any], items: Any, *, workers: int) -> Any:
+    """As `in_order`, whose threads may begin in any order, and here in the worst."""
+    listed = list(items)
+    return iter([function(item) for item in reversed(listed)][::-1])
+
+
+@pytest.mark.parametrize("codec", ["plain", "compact"])
+def test_row_groups_keep_their_own_labels_in_whatever_order_they_are_written(
+    codec: str, label: Precompute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records of one length: labels of another row group would fit, and nobody would notice."""
+    rows = [sample(f"a{i}", 6, i) for i in range(12)]
+    monkeypatch.setattr(shard_writing, "ROW_GROUP_POSITIONS", 12)
+    source = label(tmp_path / "source", rows, codec=codec, unit_rows=12, probes=0)
+    assert len(source.receipts[0].group_rows) == 6
+    monkeypatch.setattr(shard_writing, "in_order", last_first)
+    fewer = sl.derive(source, tmp_path / "fewer", k=2)
+    some = sl.derive(source, tmp_path / "some", keys=[row["id"] for row in rows[:7]])
+    for number, labels in enumerate(source):
+        kept, expected = fewer[number].ids, labels.top(2).ids  # in any order where they are equal
+        assert kept.sort().values.equal(expected.sort().values)
+        if number < 7:
+            assert some[number].ids.equal(labels.ids)
+            assert some[number].log_probs.equal(labels.log_probs)

@@ -64,7 +64,7 @@ def records_of(masks: Masks, *, inputs: bool = True) -> Records:
 
 def table_of(records: Records) -> pa.Table:
     wanted = schema("string", CODEC, token_type=pa.uint16())
-    return to_table(records, wanted, CODEC)
+    return to_table(records, CODEC.encode(records.labels, records.label_offsets), wanted)
 
 
 def spans_of(mask: list[bool]) -> list[dict[str, int]] | None:
