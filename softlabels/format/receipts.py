@@ -23,6 +23,8 @@ from softlabels.format.shard import file_sha256
 
 # Of the table, that are made receipts of at a time.
 _ROWS = 64
+# Of the table, whose paths are texts at a time.
+_PATHS = 4096
 
 
 class Receipts(Sequence[Receipt]):
@@ -107,12 +109,12 @@ class Receipts(Sequence[Receipt]):
         found: list[str] = self._column(name).to_pylist()
         return found
 
-    def sizes(self) -> Iterator[tuple[str, int]]:
-        """Path and bytes of every shard; as lists they would take 150 bytes a shard."""
+    def sizes(self) -> Iterator[tuple[list[str], list[int]]]:
+        """Paths and bytes of all shards, some at a time: all would take 150 bytes a shard."""
         paths, sizes = self._column("path"), self.numbers("bytes")
-        for start in range(0, len(self), _ROWS):
-            some = slice(start, start + _ROWS)
-            yield from zip(paths[some].to_pylist(), sizes[some].tolist(), strict=True)
+        for start in range(0, len(self), _PATHS):
+            some = slice(start, start + _PATHS)
+            yield paths[some].to_pylist(), sizes[some].tolist()
 
     def seconds(self) -> NDArray[np.float64]:
         """What each shard took to make, NaN where that is not known, (shards,) float64.

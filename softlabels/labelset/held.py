@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import cached_property, partial
+from itertools import compress, count
 
 import numpy as np
 import pyarrow as pa
@@ -252,20 +253,32 @@ class Held:
 
     def check_sizes(self) -> None:
         """Missing and cut files of a local set are found at open, before an hour of training."""
-        root, listed = str(self._store.root), set[str]()
-        for index, (path, size) in enumerate(self._receipts.sizes()):
+        root, listed, first = f"{self._store.root}/", set[str](), 0
+        for paths, sizes in self._receipts.sizes():
             # Over a network, to list a folder brings the sizes of many of its files in one answer.
-            if (folder := path.rpartition("/")[0]) not in listed:
+            for folder in {path.rpartition("/")[0] for path in (paths[0], paths[-1])} - listed:
                 listed.add(folder)
-                _list(f"{root}/{folder}")
-            if _size(f"{root}/{path}") != size:
-                self.shard(index)
+                _list(root + folder)
+            found = _sizes([root + path for path in paths])
+            if found != sizes:
+                wrong = (was != is_ for was, is_ in zip(sizes, found, strict=True))
+                for index in compress(count(first), wrong):
+                    self.shard(index)
+            first += len(paths)
 
 
 def _list(folder: str) -> None:
     with suppress(OSError), os.scandir(folder) as entries:
         for _ in entries:
             pass
+
+
+def _sizes(paths: list[str]) -> list[int | None]:
+    """Bytes of files; None of one that is not there."""
+    try:
+        return [found.st_size for found in map(os.stat, paths)]
+    except OSError:
+        return [_size(path) for path in paths]
 
 
 def _size(path: str) -> int | None:
