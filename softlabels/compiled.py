@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,8 @@ class _OneAtATime:
 
     def save(self, key: Any, data: Any) -> None:
         """Keep it, unless the disk has no locks."""
-        try:
-            with self._alone():
-                self._kept.save(key, data)
-        except (OSError, NotImplementedError):
-            pass
+        with suppress(OSError, NotImplementedError), self._alone():
+            self._kept.save(key, data)
 
     def flush(self) -> None:
         """Forget what was kept."""

@@ -18,9 +18,9 @@ _NUMBER = np.dtype("<u8")
 _PAIR = np.dtype([("hash", _NUMBER), ("record", _NUMBER)])
 # Records that are sorted in memory together, at 16 bytes and as much again for the order.
 _SORTED_RECORDS = 1 << 19
-# Records that are held before they are put to those of like hashes.
-# Or so many row groups, empty ones among them.
+# Keys that are hashed together at least, or row groups, of which some may be empty.
 _HASHED_KEYS = 256
+# Records that are held before they are put to those of like hashes.
 _HELD_RECORDS = 1 << 18
 # Files open at a time, of which a process has about a thousand.
 _MAX_BITS = 9

@@ -308,6 +308,10 @@ IDENTITY = (
 )
 
 
+# Of every codec and version.
+NEVER_NULL = frozenset({*IDENTITY, "length", "positions", "entries"})
+
+
 def check_columns(found: pa.Schema, codec: Codec) -> list[str]:
     """The names of the format's columns.
 

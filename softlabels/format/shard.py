@@ -23,7 +23,7 @@ from softlabels.errors import CorruptShardError, quoted
 from softlabels.format.encoded import Encoded, from_table
 from softlabels.format.manifest import Receipt
 from softlabels.format.mapped import Mapped, Piece, Sparse, values_in_place
-from softlabels.format.records import Records, check_columns
+from softlabels.format.records import NEVER_NULL, Records, check_columns
 from softlabels.format.summary import META, UnitSummary
 
 _MAGIC_AND_LENGTH = 8
@@ -383,8 +383,10 @@ class Shard:
 
 
 def _checked(table: pa.Table) -> pa.Table:
-    """Parquet promises UTF-8 and does not check it."""
-    for column in table.itercolumns():
+    """Parquet promises UTF-8 and does not check it; nulls may stand where the format has none."""
+    for name, column in zip(table.column_names, table.itercolumns(), strict=True):
+        if column.null_count and name in NEVER_NULL:
+            raise pa.ArrowInvalid(f"{column.null_count} nulls in column {name}")
         if pa.types.is_string(column.type):
             column.validate(full=True)
     return table
