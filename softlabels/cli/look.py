@@ -18,8 +18,9 @@ from softlabels.looking.text import safe
 
 # Enough for an entropy that is right to a hundredth, read in a fraction of a second.
 _SAMPLE_POSITIONS = 16_384
-# Of neighbours, in how many places: records of one position each may all lie in different shards.
-_STRETCHES = 64
+# Of neighbours, in how many places: records of one position each may all lie in different shards,
+# each of which takes 10 ms to open and read.
+_STRETCHES = 32
 
 
 def show_info(directory: str, *, as_json: bool) -> int:
