@@ -52,6 +52,11 @@ def test_to_skip_is_to_drop_the_beginning(order: Order, epoch: int, data: st.Dat
     assert numbers(again, epoch, skip=skip) == numbers(order, epoch)[skip:]
 
 
+def test_windows_that_are_skipped_leave_no_empty_one() -> None:
+    found = [window.tolist() for window in even(3, 2, None).windows(0, skip=2)]
+    assert found == [[2, 3], [4, 5]]
+
+
 @given(st.integers(0, 2**70), epochs)
 @example(0, 0)
 @settings(deadline=None, max_examples=30)
