@@ -88,6 +88,16 @@ def test_places_of_a_permutation_are_the_same_for_ever() -> None:
     assert permuted(first, 5000, 3, 1).tolist() == [1428, 1812, 3770, 4723, 1167, 4127]
 
 
+def test_from_four_million_blocks_on_no_permutation_is_held() -> None:
+    # A run that resumes must find the blocks in the same order: the limit is part of it.
+    at_once, in_parts = even(1 << 22, 1, 5), even((1 << 22) + 1, 1, 5)
+    first = np.arange(MIXED_BLOCKS)
+    blocks = next(iter(at_once._blocks(0)))
+    assert np.array_equal(blocks, order_module.permutation(1 << 22, 5, 0)[:MIXED_BLOCKS])
+    blocks = next(iter(in_parts._blocks(0)))
+    assert np.array_equal(blocks, permuted(first, (1 << 22) + 1, 5, 0))
+
+
 def chi_square(counts: list[int], cells: int) -> float:
     expected = sum(counts) / cells
     empty = (cells - len(counts)) * expected
