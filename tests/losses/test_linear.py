@@ -115,6 +115,12 @@ def test_a_head_may_say_that_nothing_of_it_is_padding() -> None:
     torch.testing.assert_close(found, linear_kl_divergence(hidden, weight, labels))
 
 
+def test_one_class_is_a_class() -> None:
+    labels = label(torch.zeros(5, 1, dtype=torch.float64), 1)
+    loss = linear_kl_divergence(normal(5, 4), normal(3, 4, seed=1), labels, classes=1)
+    assert torch.equal(loss, torch.zeros_like(loss))
+
+
 @pytest.mark.parametrize("needs", [(True, False), (False, True), (False, False)])
 def test_what_needs_no_gradient_gets_none(needs: tuple[bool, bool]) -> None:
     hidden, weight, _ = parts(7, bias=False)
