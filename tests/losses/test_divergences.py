@@ -176,6 +176,25 @@ def sampled(teacher: Tensor, draws: int, generator: torch.Generator) -> SoftLabe
     return SoftLabels(ids=kept, log_probs=values.log(), sampled=True)
 
 
+def test_masked_positions_of_a_sampled_set_count_for_nothing() -> None:
+    generator = torch.Generator().manual_seed(1)
+    flat = sampled(normal(6, 9), 4, generator)
+    shape = (2, 3, flat.k)
+    labels = dataclasses.replace(
+        flat, ids=flat.ids.view(shape), log_probs=flat.log_probs.view(shape)
+    )
+    mask = torch.tensor([[True, False, True], [False, True, True]])
+    student = normal(2, 3, 9, seed=1)
+    expected = losses.soft_cross_entropy(student, labels).masked_fill(~mask, 0)
+    student = student.masked_fill(~mask.unsqueeze(-1), math.inf).requires_grad_()
+    loss = losses.soft_cross_entropy(student, dataclasses.replace(labels, mask=mask))
+    torch.testing.assert_close(loss, expected, rtol=0, atol=0)
+    loss.sum().backward()
+    assert student.grad is not None
+    assert student.grad[mask].ne(0).any(-1).all()
+    assert not student.grad[~mask].any()
+
+
 def test_a_sampled_set_gives_the_dense_cross_entropy_and_its_gradient_on_average() -> None:
     generator = torch.Generator().manual_seed(0)
     teacher = normal(1, 12).expand(4000, 12)
