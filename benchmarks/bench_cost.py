@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from bench_losses import dense_kl, peak_on_device
-from timing import interleaved_medians, machine, markdown, peak_extra_bytes
+from timing import interleaved, machine, markdown, peak_extra_bytes
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -58,7 +58,10 @@ def main() -> None:
         labelling = args.clock() - began
         steps = Steps(student, teacher, labels, args)
         check(student, teacher, steps, args)
-        seconds = interleaved_medians(steps.all, runs=args.steps, clock=args.clock)
+        seconds = {
+            name: taken.cpu if args.cpu_seconds else taken.wall
+            for name, taken in interleaved(steps.all, runs=args.steps).items()
+        }
         peak = peak_in_memory if args.device == "cpu" else peak_on_device
         peaks = {name: peak(step) for name, step in steps.all.items()}
     report(args, student, teacher, seconds, peaks, wait=statistics.median(steps.waits))

@@ -3,8 +3,9 @@
     python benchmarks/bench_losses.py [--quick] [--device cuda]
 
 Forward and backward of one batch, from logits and from hidden states with their head, the gradients
-made anew each time. The peak is what resident memory, or what is allocated on a device, rises by
-above the inputs, gradients included. Liger's kernels stand beside where they are installed and run;
+made anew each time; ratios are to what cross-entropy took in the same turn. The peak is what
+resident memory, or what is allocated on a device, rises by above the inputs, gradients included.
+Liger's kernels stand beside where they are installed and run;
 its JSD makes the teacher's logits too, from hidden states of their own.
 """
 
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from timing import interleaved_medians, machine, markdown, peak_extra_bytes
+from timing import interleaved, machine, markdown, peak_extra_bytes
 from torch import Tensor
 from torch.nn import functional
 
@@ -61,7 +62,7 @@ def of_logits(args: argparse.Namespace) -> None:
 
 def of_hidden_states(args: argparse.Namespace) -> None:
     """From the head's input, the head's own product and its gradient included."""
-    positions, width, classes, runs = (256, 64, 8_192, 3) if args.quick else (2048, 576, 49_152, 5)
+    positions, width, classes, runs = (256, 64, 8_192, 3) if args.quick else (2048, 576, 49_152, 9)
     dtype = torch.float32
     if args.device != "cpu":
         dtype = torch.bfloat16
@@ -132,21 +133,24 @@ def liger_steps(hidden: Tensor, head: Tensor, hard: Tensor) -> dict[str, Callabl
 
 def report(steps: dict[str, Callable[[], Tensor]], inputs: list[Tensor], *, runs: int) -> None:
     contestants = {name: both_ways(loss, inputs) for name, loss in steps.items()}
-    seconds = interleaved_medians(contestants, runs=runs)
+    taken = interleaved(contestants, runs=runs)
     peak = peak_on_device if inputs[0].is_cuda else peak_extra_bytes
     peaks = {name: peak(run) for name, run in contestants.items()}
     first = next(iter(steps))
     rows = [
         [
             name,
-            f"{1e3 * taken:.0f}",
-            f"{taken / seconds[first]:.2f}",
+            f"{1e3 * of.wall:.0f}",
+            f"{of.over(taken[first]):.2f}",
+            f"{1e3 * of.cpu:.0f}",
+            f"{of.cpu_over(taken[first]):.2f}",
             f"{peaks[name] / 2**20:.0f}",
             f"{peaks[name] / max(1, peaks[first]):.2f}",
         ]
-        for name, taken in seconds.items()
+        for name, of in taken.items()
     ]
-    print(markdown(["forward + backward", "ms", "ratio", "peak MiB", "ratio"], rows))
+    head = ["forward + backward", "ms", "ratio", "CPU ms", "ratio", "peak MiB", "ratio"]
+    print(markdown(head, rows))
 
 
 def peak_on_device(run: Callable[[], None]) -> int:

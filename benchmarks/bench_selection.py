@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timing import interleaved_medians, machine, markdown
+from timing import interleaved, machine, markdown
 from torch import Tensor
 
 import softlabels as sl
@@ -68,10 +68,8 @@ def compare(logits: Tensor, k: int, *, runs: int) -> list[str]:
         contestants["copy"] = logits.clone
         for name in others(logits.device):
             contestants[name] = functools.partial(flashinfer, logits, k)
-    taken = interleaved_medians(
-        {name: functools.partial(finished, run, logits) for name, run in contestants.items()},
-        runs=runs,
-    )
+    waiting = {name: functools.partial(finished, run, logits) for name, run in contestants.items()}
+    taken = {name: of.wall for name, of in interleaved(waiting, runs=runs).items()}
     kind = str(logits.dtype).removeprefix("torch.")
     digits = 2 if logits.is_cuda else 1
     row = [f"{logits.shape[-1]:,}, {k}, {kind}", f"{1e3 * taken['torch']:.{digits}f}"]

@@ -31,7 +31,7 @@ import torch
 import xxhash
 from storage_fidelity import AddedKL, added_kl, dense_probes, draw
 from storage_peers import GROUP, Bounds, Entries, NestedLists, Peer, peers
-from timing import interleaved_medians, machine, markdown
+from timing import interleaved, machine, markdown
 
 import softlabels as sl
 from softlabels import codecs
@@ -299,12 +299,11 @@ def speeds(
         rows[one.name] = [f"{one.name}, {labels.k}{share}"]
     for runners in (writes, reads):
         turns = {name: turns_of(run) for name, run in runners.items()}
-        taken = interleaved_medians(
-            {name: partial(repeat, run, turns[name]) for name, run in runners.items()},
-            runs=runs,
-            clock=time.process_time,
-        )
-        taken = {name: seconds / turns[name] for name, seconds in taken.items()}
+        many = {name: partial(repeat, run, turns[name]) for name, run in runners.items()}
+        taken = {
+            name: runs_of.cpu / turns[name]
+            for name, runs_of in interleaved(many, runs=runs).items()
+        }
         rates = {
             one.name: bench.bounds[-(-len(bench.records) // one.share)] / taken[one.name] / 1e6
             for one in contestants

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
-from timing import interleaved_medians, machine, markdown
+from timing import interleaved, machine, markdown
 from torch import Tensor, nn
 
 import softlabels as sl
@@ -76,14 +76,13 @@ def main() -> None:
 
 
 def report(title: str, contestants: dict[str, Callable[[], Any]], rounds: int) -> None:
-    """Wall and CPU seconds, and how much more than the first."""
-    wall = interleaved_medians(contestants, runs=rounds)
-    cpu = interleaved_medians(contestants, runs=rounds, clock=time.process_time)
-    first = next(iter(contestants))
+    """Wall and CPU seconds, and beside the first's of the same turn."""
+    taken = interleaved(contestants, runs=rounds)
+    first = next(iter(taken.values()))
     lines = [
-        [name, f"{wall[name]:.2f}", f"{wall[name] / wall[first]:.3f}", f"{cpu[name]:.2f}",
-         f"{cpu[name] / cpu[first]:.3f}"]
-        for name in contestants
+        [name, f"{it.wall:.2f}", f"{it.over(first):.3f}", f"{it.cpu:.2f}",
+         f"{it.cpu_over(first):.3f}"]
+        for name, it in taken.items()
     ]  # fmt: skip
     head = [title, "wall s", "ratio", "CPU s", "ratio"]
     print(markdown(head, lines) + "\n", flush=True)

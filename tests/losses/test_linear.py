@@ -268,6 +268,25 @@ def test_under_autocast_hidden_states_and_head_may_differ(
         torch.testing.assert_close(one, other, rtol=2e-2, atol=2e-2)
 
 
+def test_under_autocast_all_products_are_narrow_and_the_heads_gradient_is_not_rounded() -> None:
+    wide = parts(50, bias=True)
+    wide = [x.detach().float().requires_grad_() for x in wide if x is not None]
+    narrow = [x.detach().bfloat16().requires_grad_() for x in wide]
+    labels = label(normal(3, 5, 50, seed=9), 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = linear_kl_divergence(wide[0], wide[1], labels, bias=wide[2], chunk_rows=4)
+    bias = wide[2].detach().requires_grad_()
+    expected = linear_kl_divergence(narrow[0], narrow[1], labels, bias=bias, chunk_rows=4)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    ones = torch.full((3, 5), 1 / 15)
+    rounded = gradients(expected, (*narrow[:2], bias), ones)
+    slopes = gradients(found, wide, ones)
+    assert not torch.equal(slopes[1], slopes[1].bfloat16().float())
+    for one, other in zip(slopes, rounded, strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one.to(other.dtype), other, rtol=0, atol=0)
+
+
 def test_sampled_labels_are_refused() -> None:
     hidden, weight, _ = parts(7, bias=False)
     exact = label(normal(3, 5, 7), 3)
