@@ -28,7 +28,7 @@ test-vllm: $(VENV)/.test $(VENV)-vllm/.made
 	@VLLM_PYTHON=$(VENV)-vllm/bin/python $(BIN)/python -m pytest -m vllm $(ARGS)
 
 soak: $(VENV)/.test
-	@$(BIN)/python tests/precompute/soak.py $(ARGS)
+	@$(BIN)/python tests/precomputing/soak.py $(ARGS)
 
 bench: $(VENV)/.test
 	@$(BIN)/python benchmarks/quick.py $(ARGS)

@@ -34,7 +34,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import softlabels as sl
 from softlabels.format import layout
 from softlabels.inputs.prepare import prepare
-from softlabels.precompute.batches import bucketed, padded
+from softlabels.precomputing.batches import bucketed, padded
 from softlabels.teachers.identity import TeacherIdentity
 from softlabels.teachers.tasks import TASKS
 from softlabels.teachers.transformers import CausalLM

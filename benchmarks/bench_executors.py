@@ -37,7 +37,7 @@ from timing import machine, markdown
 
 import softlabels as sl
 from softlabels.format import layout
-from softlabels.precompute.executors import Ray
+from softlabels.precomputing.executors import Ray
 from softlabels.progress import Tracker
 
 UNIT_ROWS, TOKENS, CLASSES, KEPT, WORKERS = 4, 8, 16, 4, 2

@@ -32,7 +32,7 @@ import softlabels as sl
 from softlabels.format import layout
 from softlabels.inputs.prepare import prepare
 from softlabels.inputs.windows import Windows
-from softlabels.precompute.batches import bucketed, padded
+from softlabels.precomputing.batches import bucketed, padded
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "pipelines"))
 from smollm2 import fetch

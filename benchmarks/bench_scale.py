@@ -14,7 +14,7 @@ each unit's rows, and shards that are links again. The command that labels them 
 done, checks that the data is the same, and finishes the set: its three stages are timed one by one.
 Some units are labelled for comparison.
 
-Every measure has a process of its own, after `import softlabels`, with its files in the page cache.
+Every measure has a process of its own, softlabels loaded, with its files in the page cache.
 Memory is what is resident above that. Beside seconds stand those of the processor, which do not
 depend on what else the machine does. Ten minutes and 2 GB, one with --quick.
 """
@@ -41,14 +41,13 @@ import pyarrow.parquet as pq
 import torch
 from timing import machine, markdown, peak_extra_bytes
 
-import softlabels as sl
+from softlabels import LabelSet, TopK, loader, precompute, teachers
 from softlabels.cli.look import show_info
 from softlabels.format import keys, layout, manifest, shard_writing
 from softlabels.format import plan as plans
 from softlabels.format.manifest import Manifest, Receipt
 from softlabels.format.shard import file_sha256
 from softlabels.inputs.digests import input_digests, unit_digest
-from softlabels.labelset.reader import LabelSet
 from softlabels.labelset.writer import LabelSetWriter
 
 RECORDS, UNIT_ROWS, CLASSES = 10_000, 4, 16
@@ -120,14 +119,14 @@ def _child(name: str, where: Path) -> dict[str, float]:
 
 def null_teacher() -> Any:
     """All classes are as likely everywhere."""
-    return sl.teachers.from_callable(
+    return teachers.from_callable(
         lambda ids: torch.zeros(*ids.shape, CLASSES), name="null", version="1", classes=CLASSES
     )
 
 
 def label(data: Any, out: Path, **options: Any) -> LabelSet:
-    return sl.precompute(
-        data, null_teacher(), out, selection=sl.TopK(4), column="ids", codec="plain",
+    return precompute(
+        data, null_teacher(), out, selection=TopK(4), column="ids", codec="plain",
         progress=False, **options,
     )  # fmt: skip
 
@@ -220,7 +219,7 @@ def _timed(run: Callable[[], Any]) -> dict[str, float]:
 
 
 def _first_batch(root: Path, seed: int | None) -> None:
-    batch = next(iter(sl.loader(LabelSet.open(root), batch_size=8, seed=seed)))
+    batch = next(iter(loader(LabelSet.open(root), batch_size=8, seed=seed)))
     assert batch["soft_labels"].ids.shape == (8, 1, 4)
 
 

@@ -1,4 +1,4 @@
-"""What is public, what `import softlabels` loads, and what the package says of itself."""
+"""What is public, what it loads, and what the package says of itself."""
 
 from __future__ import annotations
 
@@ -28,16 +28,31 @@ def modules() -> list[str]:
     return [name for name in found if not name.endswith(missing)]
 
 
-def test_all_is_exactly_what_is_public() -> None:
-    rooms = {"errors", "losses", "teachers"}
-    public = {
-        name
-        for name, value in vars(sl).items()
-        # The other rooms are attributes only because something in them is imported.
-        if not name.startswith("_") and (not isinstance(value, ModuleType) or name in rooms)
-    }
-    assert public == set(sl.__all__)
-    assert sl.__all__ == sorted(sl.__all__)
+def test_all_is_in_order_and_a_name_that_is_not_there_is_refused() -> None:
+    assert list(sl.__all__) == sorted(sl.__all__) == dir(sl)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        getattr(sl, "no_such_name")  # noqa: B009
+
+
+# In processes that have loaded nothing of softlabels, but torch and Arrow.
+ALONE = """
+import os, sys
+import pyarrow.parquet, torch
+import softlabels
+assert not [name for name in sys.modules if name.startswith("softlabels.")]
+for name in softlabels.__all__:
+    child = os.fork()
+    if not child:
+        getattr(softlabels, name)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        print(name)
+"""
+
+
+def test_every_public_name_loads_first() -> None:
+    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
 @pytest.mark.parametrize("room", [sl.losses, sl.teachers])
@@ -57,14 +72,14 @@ def test_the_names_that_the_design_fixes_are_there() -> None:
 
 IMPORT = """
 import sys
-import softlabels
+from softlabels import *
 heavy = {"transformers", "datasets", "ray", "numba", "vllm", "sklearn", "pandas", "matplotlib",
          "rich", "cyclopts", "huggingface_hub"}
 print(*sorted(heavy & set(sys.modules)))
 """
 
 
-def test_importing_softlabels_loads_nothing_heavy_and_says_nothing() -> None:
+def test_all_of_softlabels_loads_nothing_heavy_and_says_nothing() -> None:
     done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.table import Table
 
 from softlabels.cli.screen import Screen
-from softlabels.precompute.advice import Choice, Estimate
-from softlabels.precompute.forecast import Forecast
+from softlabels.precomputing.advice import Choice, Estimate
+from softlabels.precomputing.forecast import Forecast
 
 _UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 

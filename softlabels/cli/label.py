@@ -19,9 +19,9 @@ from softlabels.errors import InputError, quoted
 from softlabels.format.plan import first_problem
 from softlabels.inputs.preparation import Answers
 from softlabels.labelset.reader import LabelSet
-from softlabels.precompute.executors import Executor, Ray
-from softlabels.precompute.forecast import plan
-from softlabels.precompute.run import precompute
+from softlabels.precomputing.executors import Executor, Ray
+from softlabels.precomputing.forecast import plan
+from softlabels.precomputing.run import precompute
 from softlabels.ranks import choose_device
 from softlabels.selection import Dense, Sampled, Selection, TopK, TopP
 from softlabels.teachers import Teacher, from_server, is_address, pretrained

@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 
 from softlabels.errors import TeacherError
 from softlabels.inputs.windows import Windows
-from softlabels.precompute.batches import padded
+from softlabels.precomputing.batches import padded
 from softlabels.teachers import causal_lm
 from softlabels.teachers import transformers as engine
 

@@ -18,12 +18,12 @@ from torch import Tensor
 from softlabels.errors import InputError, KindError
 from softlabels.format import probes
 from softlabels.inputs.sources import chunks
-from softlabels.precompute.advice import OFFERED, Choice, Estimate, advice
-from softlabels.precompute.choices import Sample, codecs_for, kl_temperature, weigh
-from softlabels.precompute.job import Job
-from softlabels.precompute.label import Labeller
-from softlabels.precompute.settle import rows_in_memory, settle
-from softlabels.precompute.unit import Unit
+from softlabels.precomputing.advice import OFFERED, Choice, Estimate, advice
+from softlabels.precomputing.choices import Sample, codecs_for, kl_temperature, weigh
+from softlabels.precomputing.job import Job
+from softlabels.precomputing.label import Labeller
+from softlabels.precomputing.settle import rows_in_memory, settle
+from softlabels.precomputing.unit import Unit
 from softlabels.progress import Tracker, shown
 from softlabels.selection import TopK
 from softlabels.teachers import LabelTeacher

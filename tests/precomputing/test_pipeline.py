@@ -15,9 +15,9 @@ from tables import TableTeacher
 
 import softlabels as sl
 from softlabels.errors import InputError, LabellingError
-from softlabels.precompute import label, run
-from softlabels.precompute.arriving import Coming
-from softlabels.precompute.pipeline import Ahead, Behind
+from softlabels.precomputing import label, run
+from softlabels.precomputing.arriving import Coming
+from softlabels.precomputing.pipeline import Ahead, Behind
 from softlabels.progress import Progress
 
 

@@ -1,6 +1,6 @@
 """Kill a labelling job at random moments and steps; the set must come out as if nobody had.
 
-    python tests/precompute/soak.py --kills 200
+    python tests/precomputing/soak.py --kills 200
 
 Each job runs in a process of its own that is killed with SIGKILL: either some random time after it
 began, or before or after one of its calls that change the file system. What it left is checked, and

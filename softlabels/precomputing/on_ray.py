@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from softlabels.errors import LabellingError
-from softlabels.precompute.hand_out import IN_FLIGHT, TRIES, HandOut
-from softlabels.precompute.job import Job
-from softlabels.precompute.ray_cluster import connected
-from softlabels.precompute.step import Done
-from softlabels.precompute.tasks import Task
-from softlabels.precompute.worker import Failed, Worker, sent
+from softlabels.precomputing.hand_out import IN_FLIGHT, TRIES, HandOut
+from softlabels.precomputing.job import Job
+from softlabels.precomputing.ray_cluster import connected
+from softlabels.precomputing.step import Done
+from softlabels.precomputing.tasks import Task
+from softlabels.precomputing.worker import Failed, Worker, sent
 
 if TYPE_CHECKING:
-    from softlabels.precompute.executors import Ray
+    from softlabels.precomputing.executors import Ray
 
 _LOOK_S, _END_S = 1.0, 10.0
 

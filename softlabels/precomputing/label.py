@@ -25,9 +25,9 @@ from softlabels.inputs.views import Views
 from softlabels.inputs.windows import Windows
 from softlabels.labels import Labels
 from softlabels.memory import sent
-from softlabels.precompute.answers import answered
-from softlabels.precompute.arriving import Arriving, Coming
-from softlabels.precompute.batches import (
+from softlabels.precomputing.answers import answered
+from softlabels.precomputing.arriving import Arriving, Coming
+from softlabels.precomputing.batches import (
     bucketed,
     of_one_shape,
     packed,
@@ -35,8 +35,8 @@ from softlabels.precompute.batches import (
     rows_of_many,
     stacked,
 )
-from softlabels.precompute.room import Dense, Room
-from softlabels.precompute.unit import (
+from softlabels.precomputing.room import Dense, Room
+from softlabels.precomputing.unit import (
     Labelled,
     Prepared,
     Unit,

@@ -16,8 +16,8 @@ from softlabels.inputs.preparation import Preparation
 from softlabels.inputs.samples import Partners
 from softlabels.inputs.sources import Source
 from softlabels.inputs.views import Views
-from softlabels.precompute.label import OnError
-from softlabels.precompute.pilot import default_batch_values, find_batch_tokens, pilot
+from softlabels.precomputing.label import OnError
+from softlabels.precomputing.pilot import default_batch_values, find_batch_tokens, pilot
 from softlabels.selection import Selection
 from softlabels.teachers import Teacher, TeacherIdentity
 from softlabels.teachers.traits import class_names_of, kind_of

@@ -13,8 +13,8 @@ from tables import TableTeacher
 
 import softlabels as sl
 from softlabels.errors import InputError, PlanMismatchError
-from softlabels.precompute import pilot as pilots
-from softlabels.precompute import settle as rooms
+from softlabels.precomputing import pilot as pilots
+from softlabels.precomputing import settle as rooms
 
 Run = Callable[..., sl.LabelSet]
 

@@ -20,7 +20,7 @@ def test_precompute_reports_every_row_and_byte(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from softlabels.precompute import run as precompute_room
+    from softlabels.precomputing import run as precompute_room
 
     seen: list[Progress] = []
     monkeypatch.setattr(
@@ -63,7 +63,7 @@ def test_tokens_of_a_unit_that_ran_out_of_memory_are_counted_once(
     run: Callable[..., sl.LabelSet],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from softlabels.precompute import run as precompute_room
+    from softlabels.precomputing import run as precompute_room
 
     def narrow(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         if ids.shape == (3, 5) and len(teacher.batches) > 1:

@@ -21,9 +21,9 @@ from softlabels.format.shard import Shard
 from softlabels.format.shard_writing import write
 from softlabels.format.summary import UnitSummary
 from softlabels.labels import SoftLabels, soft
-from softlabels.precompute.advice import OFFERED, Choice, Estimate
-from softlabels.precompute.job import Job
-from softlabels.precompute.pilot import pilot
+from softlabels.precomputing.advice import OFFERED, Choice, Estimate
+from softlabels.precomputing.job import Job
+from softlabels.precomputing.pilot import pilot
 from softlabels.selection import TopK
 
 _CODECS = ("compact", "lossless", "plain")

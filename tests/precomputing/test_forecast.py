@@ -13,8 +13,8 @@ from tables import TableTeacher
 import softlabels as sl
 from softlabels.cli.forecast import show_forecast
 from softlabels.errors import InputError
-from softlabels.precompute.advice import Choice, Estimate, advice
-from softlabels.precompute.forecast import _total
+from softlabels.precomputing.advice import Choice, Estimate, advice
+from softlabels.precomputing.forecast import _total
 
 SETTINGS: dict[str, Any] = {"key": "id", "max_length": 64, "unit_rows": 16, "batch_tokens": 512}
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from softlabels.errors import LabellingError
-from softlabels.precompute.hand_out import IN_FLIGHT, TRIES, HandOut
-from softlabels.precompute.tasks import Task
+from softlabels.precomputing.hand_out import IN_FLIGHT, TRIES, HandOut
+from softlabels.precomputing.tasks import Task
 
 
 @dataclass(eq=False)

@@ -17,7 +17,7 @@ from tables import TableTeacher
 import softlabels as sl
 from softlabels.errors import InputError
 from softlabels.inputs.sources import open_source
-from softlabels.precompute.tasks import Share, Tasks
+from softlabels.precomputing.tasks import Share, Tasks
 from softlabels.ranks import local_rank
 from softlabels.verifying.verify import verify
 
@@ -209,7 +209,7 @@ SCRIPTS = {
 SAYING = f"""#!{sys.executable}
 import os, sys
 sys.path.insert(0, {str(Path(sl.__file__).parents[1])!r})
-from softlabels.precompute.tasks import Share
+from softlabels.precomputing.tasks import Share
 share = Share.find(None, None)
 print("says", share.rank, share.world_size, os.environ["OMP_NUM_THREADS"], *sys.argv[1:], sep="|")
 """

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 
 from softlabels.errors import LabellingError
-from softlabels.precompute.hand_out import IN_FLIGHT, HandOut
-from softlabels.precompute.job import Job
-from softlabels.precompute.step import Done
-from softlabels.precompute.tasks import Task
-from softlabels.precompute.worker import Failed, Worker, sent
+from softlabels.precomputing.hand_out import IN_FLIGHT, HandOut
+from softlabels.precomputing.job import Job
+from softlabels.precomputing.step import Done
+from softlabels.precomputing.tasks import Task
+from softlabels.precomputing.worker import Failed, Worker, sent
 from softlabels.ranks import local_rank
 
 _END_S = 10.0

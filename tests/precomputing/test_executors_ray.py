@@ -20,8 +20,8 @@ from on_executors import UNITS, job, killing, of_ray, slow, write_rows
 from same_set import contents
 from tables import TableTeacher
 
-from softlabels.precompute import on_ray
-from softlabels.precompute.executors import Ray
+from softlabels.precomputing import on_ray
+from softlabels.precomputing.executors import Ray
 from softlabels.verifying.verify import verify
 
 # Read when it is imported.
@@ -122,8 +122,8 @@ import os, sys
 from on_executors import TableTeacher, always_killing, job, listening, of_ray
 from pathlib import Path
 from softlabels.errors import LabellingError
-from softlabels.precompute import hand_out, on_ray
-from softlabels.precompute.executors import Ray
+from softlabels.precomputing import hand_out, on_ray
+from softlabels.precomputing.executors import Ray
 
 data, out = sys.argv[1], Path(sys.argv[2])
 take = on_ray._Crew._take

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 from softlabels.errors import LabellingError
-from softlabels.precompute.tasks import Task
+from softlabels.precomputing.tasks import Task
 
 # Units that a worker has at a time: while one is labelled, the other is read or written.
 IN_FLIGHT = 2

@@ -12,9 +12,9 @@ import torch
 from softlabels.format.plan import Plan
 from softlabels.inputs.sources import Source
 from softlabels.labels import Labels
-from softlabels.precompute.label import Labeller
-from softlabels.precompute.room import Room
-from softlabels.precompute.unit import Unit
+from softlabels.precomputing.label import Labeller
+from softlabels.precomputing.room import Room
+from softlabels.precomputing.unit import Unit
 from softlabels.selection import Dense, Selection, TopK
 from softlabels.teachers import Teacher
 from softlabels.teachers.traits import positions_rule, takes_arrays

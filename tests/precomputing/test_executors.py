@@ -34,9 +34,9 @@ from tables import TableTeacher
 
 import softlabels as sl
 from softlabels.errors import InputError, LabellingError, TeacherError
-from softlabels.precompute import hand_out
-from softlabels.precompute.executors import Local, Ray, named
-from softlabels.precompute.worker import InOtherProcess
+from softlabels.precomputing import hand_out
+from softlabels.precomputing.executors import Local, Ray, named
+from softlabels.precomputing.worker import InOtherProcess
 from softlabels.verifying.verify import verify
 
 COMMAND = [sys.executable, str(Path(__file__).with_name("on_executors.py"))]

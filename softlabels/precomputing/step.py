@@ -18,11 +18,11 @@ from softlabels.format.probes import quota
 from softlabels.format.probes import write as write_probes
 from softlabels.inputs.sources import Source
 from softlabels.labelset.writer import LabelSetWriter, begin
-from softlabels.precompute.arriving import Arriving
-from softlabels.precompute.job import Job
-from softlabels.precompute.label import Labeller
-from softlabels.precompute.tasks import Task
-from softlabels.precompute.unit import Prepared, Unit
+from softlabels.precomputing.arriving import Arriving
+from softlabels.precomputing.job import Job
+from softlabels.precomputing.label import Labeller
+from softlabels.precomputing.tasks import Task
+from softlabels.precomputing.unit import Prepared, Unit
 from softlabels.progress import NOTHING_SEEN, Seen
 from softlabels.selection.top_k import load_compiled
 from softlabels.stores.target import earlier

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from softlabels.labels import Labels, SoftLabels
-from softlabels.precompute.room import Dense, Room
-from softlabels.precompute.unit import Prepared
+from softlabels.precomputing.room import Dense, Room
+from softlabels.precomputing.unit import Prepared
 from softlabels.progress import NOTHING_SEEN, Seen
 
 

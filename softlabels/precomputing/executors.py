@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from softlabels.errors import InputError, quoted
-from softlabels.precompute.job import Job
-from softlabels.precompute.step import Done
-from softlabels.precompute.tasks import Task
-from softlabels.precompute.workers import label_on_workers
+from softlabels.precomputing.job import Job
+from softlabels.precomputing.step import Done
+from softlabels.precomputing.tasks import Task
+from softlabels.precomputing.workers import label_on_workers
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Local:
     workers: int
 
     def label(self, job: Job, out: str, tasks: Iterable[Task]) -> Generator[Done]:
-        """See `softlabels.precompute.workers.label_on_workers`."""
+        """See `softlabels.precomputing.workers.label_on_workers`."""
         return label_on_workers(job, out, tasks, self.workers)
 
 
@@ -56,13 +56,13 @@ class Ray:
             raise InputError(f"resources has {quoted(wrong[0])} below 0; give an amount from 0 on")
 
     def label(self, job: Job, out: str, tasks: Iterable[Task]) -> Generator[Done]:
-        """See `softlabels.precompute.on_ray.label_on_actors`.
+        """See `softlabels.precomputing.on_ray.label_on_actors`.
 
         Raises:
             InputError: the extra is not installed.
         """
         try:
-            from softlabels.precompute.on_ray import label_on_actors
+            from softlabels.precomputing.on_ray import label_on_actors
         except ImportError as error:
             raise InputError(
                 'executor="ray" needs an extra that is not installed: pip install '

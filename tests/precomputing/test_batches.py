@@ -18,8 +18,8 @@ import softlabels as sl
 from softlabels.errors import InputError
 from softlabels.inputs.preparation import Preparation
 from softlabels.inputs.prepare import prepare
-from softlabels.precompute.batches import bucketed, packed, padded, rows_of_many
-from softlabels.precompute.label import Labeller
+from softlabels.precomputing.batches import bucketed, packed, padded, rows_of_many
+from softlabels.precomputing.label import Labeller
 
 LENGTHS = st.lists(st.integers(1, 40) | st.integers(1, 900), max_size=30)
 

@@ -191,7 +191,7 @@ def test_a_set_of_chats_begun_without_special_tokens_is_gone_on_with_as_it_was(
 ) -> None:
     import copy
 
-    from softlabels.precompute import settle
+    from softlabels.precomputing import settle
 
     speaking = copy.deepcopy(wrapped)
     speaking.chat_template = TEMPLATES["none"]

@@ -13,8 +13,8 @@ from tables import TableTeacher
 
 import softlabels as sl
 from softlabels.codecs import Compact
-from softlabels.precompute import pilot as pilots
-from softlabels.precompute.pilot import fastest, find_batch_tokens
+from softlabels.precomputing import pilot as pilots
+from softlabels.precomputing.pilot import fastest, find_batch_tokens
 from softlabels.verifying.verify import verify
 
 Precompute = Callable[..., sl.LabelSet]
@@ -260,7 +260,7 @@ def test_of_two_jobs_begun_together_a_second_that_was_asked_for_another_thing_is
     monkeypatch: pytest.MonkeyPatch,
     changed: dict[str, Any],
 ) -> None:
-    from softlabels.precompute import run as precompute_room
+    from softlabels.precomputing import run as precompute_room
 
     writable = precompute_room.check_writable
     others = [{"teacher": Trying()}]

@@ -19,8 +19,8 @@ from softlabels.inputs.arrays import array_of, values_of
 from softlabels.inputs.preparation import Answers, OnLong, Preparation
 from softlabels.inputs.sources import Source, open_source
 from softlabels.inputs.views import Views
-from softlabels.precompute.job import NO_PACKING, Job
-from softlabels.precompute.label import OnError
+from softlabels.precomputing.job import NO_PACKING, Job
+from softlabels.precomputing.label import OnError
 from softlabels.selection import Dense, Sampled, Selection, TopK, TopOdds, TopP
 from softlabels.teachers import LabelTeacher, Teacher, resolve
 from softlabels.teachers.traits import Answering, kind_of, positions_rule, takes_arrays

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 from softlabels.errors import InputError, LabellingError, TeacherError, quoted
 from softlabels.format.manifest import Receipt
-from softlabels.precompute.job import Job
-from softlabels.precompute.step import Done, Step, begun
-from softlabels.precompute.tasks import Task
+from softlabels.precomputing.job import Job
+from softlabels.precomputing.step import Done, Step, begun
+from softlabels.precomputing.tasks import Task
 from softlabels.stores.target import earlier
 
 

@@ -15,14 +15,14 @@ from softlabels.inputs.preparation import Answers, OnLong
 from softlabels.inputs.views import Views
 from softlabels.labelset.reader import LabelSet
 from softlabels.labelset.writer import LabelSetWriter, begin, check_directory, check_writable
-from softlabels.precompute.executors import Executor, Local, Ray, named
-from softlabels.precompute.job import Job
-from softlabels.precompute.label import OnError
-from softlabels.precompute.pipeline import Ahead, Behind
-from softlabels.precompute.settle import settle
-from softlabels.precompute.step import Done, Made, Step, begun
-from softlabels.precompute.tasks import Share, Task, Tasks
-from softlabels.precompute.unit import Prepared
+from softlabels.precomputing.executors import Executor, Local, Ray, named
+from softlabels.precomputing.job import Job
+from softlabels.precomputing.label import OnError
+from softlabels.precomputing.pipeline import Ahead, Behind
+from softlabels.precomputing.settle import settle
+from softlabels.precomputing.step import Done, Made, Step, begun
+from softlabels.precomputing.tasks import Share, Task, Tasks
+from softlabels.precomputing.unit import Prepared
 from softlabels.progress import Seen, Tracker, shown
 from softlabels.selection import Selection
 from softlabels.stores.target import Out, address, earlier
@@ -118,7 +118,7 @@ def precompute(
         rank, world_size: label only work units rank, rank + world_size, …; by default what
             torch.distributed, or the environment of torchrun, of a Slurm array or of srun says,
             else all of them. torchrun's LOCAL_RANK is the CUDA device by default.
-        executor: "local" on this machine; "ray", or a `softlabels.precompute.executors.Ray`, by
+        executor: "local" on this machine; "ray", or a `softlabels.precomputing.executors.Ray`, by
             actors of a Ray cluster.
         workers: processes that label, which share the CPU's threads and have a CUDA device each
             where there are several; 1 is this one. Of Ray, actors.
