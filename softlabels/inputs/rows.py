@@ -38,7 +38,8 @@ def to_table(rows: Sequence[Any], columns: Sequence[str] | None = None) -> pa.Ta
     for row in rows:
         if not isinstance(row, Mapping):
             raise InputError(
-                f"a row is a {type(row).__name__}; expected a mapping from column to value"
+                f"a row is a {type(row).__name__}; expected a mapping from column to value, such "
+                "as {'image': row[0], 'label': row[1]}: wrap the dataset in one that gives that"
             )
     names = dict.fromkeys(name for row in rows for name in row) if columns is None else columns
     found = {}

@@ -145,7 +145,11 @@ def from_callable(
         )
     classes = classes or getattr(function, "classes", None)
     if not isinstance(classes, int) or classes < 1:
-        raise TeacherError(f"the callable teacher {name!r} needs classes=, the width of its logits")
+        raise TeacherError(
+            f"the callable teacher {name!r} needs classes=, the width of its logits: pass "
+            'softlabels.teachers.from_callable(…, classes=…), with takes="arrays" where it takes '
+            "images or other arrays"
+        )
     where = positions or ("every" if takes == "tokens" else "first")
     return FunctionTeacher(
         function,
