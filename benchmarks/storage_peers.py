@@ -213,11 +213,6 @@ class DistillKit:
     tolerance: ClassVar[float] = 1e-5
 
     @property
-    def layout_bytes(self) -> int:
-        """Of a position, before Parquet."""
-        return 2 * self.exact + 4 * len(self.powers) + -(-self.k * self._id_bits // 8)
-
-    @property
     def _id_bits(self) -> int:
         return (self.classes - 1).bit_length()
 

@@ -96,7 +96,6 @@ class _Sums:
         self._device = device
         self._sums: dict[str, Tensor] = {}
         self._bins = torch.zeros(3, BINS, dtype=torch.float64, device=device)
-        self._sampled = False
 
     def add(self, logits: Tensor, soft: SoftLabels, hard: Tensor) -> None:
         """Logits (n, V), labels (n,) and hard labels (n,)."""
@@ -112,7 +111,6 @@ class _Sums:
             self._sum("told", told)
             self._sum("teacher", torch.where(told, -soft.hard_log_probs, 0))
         self._calibrate((first - normaliser).exp()[known], (guess == hard)[known])
-        self._sampled |= soft.sampled
         if soft.sampled:
             self._sum("soft_ce", soft_cross_entropy(logits, soft))
             return

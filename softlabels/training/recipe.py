@@ -140,11 +140,6 @@ class LossRecipe:
                 f"{' and '.join(FROM_HIDDEN)}"
             )
 
-    @property
-    def uses_hard_labels(self) -> bool:
-        """Whether CE has a part in it, at some step."""
-        return self.name == "ce" or self.hard_weight > 0 or bool(self.hard_weight_end)
-
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerRecipe:
