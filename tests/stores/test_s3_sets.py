@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,9 @@ import torch
 
 import softlabels as sl
 from softlabels.errors import LabelSetError, RemoteError
-from softlabels.stores import asking, fsspec_files
+from softlabels.stores import asking
 
-moto_server = pytest.importorskip("moto.server")
+pytest.importorskip("moto.server")
 s3fs = pytest.importorskip("s3fs")
 pytestmark = [
     # Warnings of botocore and s3fs about themselves.
@@ -24,29 +23,11 @@ pytestmark = [
 
 
 @pytest.fixture
-def bucket(
-    pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[Any, Any]]:
+def bucket(pristine: Path, server: Any) -> tuple[Any, Any]:
     """A server with a set at s3://labels/tiny, and its file system."""
-    server = moto_server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "hunter2",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "SOFTLABELS_CACHE": str(tmp_path / "cache"),
-    }.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(asking, "BACKOFF_S", 0.01)
-    monkeypatch.setattr(fsspec_files, "_SYSTEMS", {})
-    s3fs.S3FileSystem.clear_instance_cache()
     files = s3fs.S3FileSystem()
-    files.makedirs("labels", exist_ok=True)
     files.put(f"{pristine}/", "labels/tiny/", recursive=True)
-    yield server, files
-    server.stop()
+    return server, files
 
 
 @pytest.mark.usefixtures("bucket")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ from same_set import compared, contents
 import softlabels as sl
 from softlabels.errors import InputError, RemoteError
 from softlabels.labelset.writer import check_writable
-from softlabels.stores import asking, fsspec_files, objects
+from softlabels.stores import asking, objects
 from softlabels.stores.target import destination
 
-moto_server = pytest.importorskip("moto.server")
+pytest.importorskip("moto.server")
 s3fs = pytest.importorskip("s3fs")
 pytestmark = [
     # Warnings of botocore and s3fs about themselves.
@@ -25,31 +25,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 OUT = "s3://labels/some/set"
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A server with an empty bucket, labels."""
-    running = moto_server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "hunter2",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "SOFTLABELS_CACHE": str(tmp_path / "cache"),
-    }.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(asking, "BACKOFF_S", 0.01)
-    monkeypatch.setattr(fsspec_files, "_SYSTEMS", {})
-    s3fs.S3FileSystem.clear_instance_cache()
-    files = s3fs.S3FileSystem()
-    if files.exists("labels"):  # moto's servers of one process are one
-        files.rm("labels", recursive=True)
-    files.makedirs("labels", exist_ok=True)
-    yield running
-    running.stop()
 
 
 def in_bucket() -> dict[str, bytes]:
