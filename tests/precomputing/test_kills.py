@@ -27,9 +27,9 @@ TASKS = Path("/proc/self/task")
 # object aborts the process while its interpreter ends, about once in a hundred times.
 OPEN = f"""
 import os, sys
-import softlabels as sl
+from softlabels import LabelSet
 before = os.listdir({str(TASKS)!r})
-labels = sl.LabelSet.open(sys.argv[1])
+labels = LabelSet.open(sys.argv[1])
 print(len(os.listdir({str(TASKS)!r})) - len(before), len(labels) > 0)
 """
 
