@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 import transformers
-from timing import machine, markdown
+from timing import interleaved, machine, markdown
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -124,8 +124,10 @@ def label(root: Path, args: argparse.Namespace) -> None:
         "the teacher, many units": partial(bare, teacher, [inputs for _, inputs in batches]),
         "the job, many units": partial(again, job, rows, root),
     }
-    taken = interleaved(contestants, pairs=pairs)
-    alone, whole, alone_of_many, whole_of_many = (np.array(taken[name]) for name in contestants)
+    for name in ("the teacher", "the job"):
+        contestants[name]()
+    taken = interleaved(contestants, runs=pairs, warm=False)
+    alone, whole, alone_of_many, whole_of_many = (np.array(of.walls) for of in taken.values())
     further = (
         (alone_of_many - alone) / (units - 1),
         (whole_of_many - whole) / (units - 1),
@@ -188,21 +190,6 @@ def again(job: Callable[..., sl.LabelSet], rows: list[dict[str, Any]], root: Pat
     shutil.copy(root / "first" / layout.PLAN, out)
     job(rows, out=out)
     shutil.rmtree(out)
-
-
-def interleaved(
-    contestants: dict[str, Callable[[], None]], *, pairs: int
-) -> dict[str, list[float]]:
-    """Seconds of every run, in turn, after the first two, which warm up."""
-    for run in list(contestants.values())[:2]:
-        run()
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(pairs):
-        for name, run in contestants.items():
-            began = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - began)
-    return seconds
 
 
 class Peaked(torch.nn.Module):

@@ -13,7 +13,6 @@ on a device, rises by in a step.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import statistics
 import tempfile
@@ -26,7 +25,7 @@ from pydoc_data.topics import topics
 from typing import Any
 
 import torch
-from bench_losses import dense_kl, peak_on_device
+from bench_losses import dense_kl
 from timing import interleaved, machine, markdown, peak_extra_bytes
 from torch import Tensor
 from torch.nn import functional
@@ -62,8 +61,9 @@ def main() -> None:
             name: taken.cpu if args.cpu_seconds else taken.wall
             for name, taken in interleaved(steps.all, runs=args.steps).items()
         }
-        peak = peak_in_memory if args.device == "cpu" else peak_on_device
-        peaks = {name: peak(step) for name, step in steps.all.items()}
+        peaks = {
+            name: peak_extra_bytes(step, device=args.device) for name, step in steps.all.items()
+        }
     report(args, student, teacher, seconds, peaks, wait=statistics.median(steps.waits))
     even(seconds, labelling, tokens=len(rows) * args.length, step=args.batch * args.length)
 
@@ -169,14 +169,6 @@ class Steps:
                 torch.cuda.synchronize()
 
         return step
-
-
-def peak_in_memory(step: Callable[[], None]) -> int:
-    """As `peak_extra_bytes`, nothing kept from earlier steps that could be used again unseen."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:  # glibc
-        trim(0)
-    return peak_extra_bytes(step)
 
 
 def cross_entropy(student: Any, batch: dict[str, Any], hard: Tensor) -> Tensor:

@@ -134,8 +134,8 @@ def liger_steps(hidden: Tensor, head: Tensor, hard: Tensor) -> dict[str, Callabl
 def report(steps: dict[str, Callable[[], Tensor]], inputs: list[Tensor], *, runs: int) -> None:
     contestants = {name: both_ways(loss, inputs) for name, loss in steps.items()}
     taken = interleaved(contestants, runs=runs)
-    peak = peak_on_device if inputs[0].is_cuda else peak_extra_bytes
-    peaks = {name: peak(run) for name, run in contestants.items()}
+    device = inputs[0].device
+    peaks = {name: peak_extra_bytes(run, device=device) for name, run in contestants.items()}
     first = next(iter(steps))
     rows = [
         [
@@ -151,15 +151,6 @@ def report(steps: dict[str, Callable[[], Tensor]], inputs: list[Tensor], *, runs
     ]
     head = ["forward + backward", "ms", "ratio", "CPU ms", "ratio", "peak MiB", "ratio"]
     print(markdown(head, rows))
-
-
-def peak_on_device(run: Callable[[], None]) -> int:
-    """How far what is allocated rises above its level at the start."""
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    start = torch.cuda.memory_allocated()
-    run()
-    return torch.cuda.max_memory_allocated() - start
 
 
 def both_ways(loss: Callable[[], Tensor], inputs: list[Tensor]) -> Callable[[], None]:

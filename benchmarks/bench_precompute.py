@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import statistics
 import sys
 import tempfile
 import time
@@ -26,7 +25,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import torch
-from timing import machine, markdown
+from timing import interleaved, machine, markdown
 
 import softlabels as sl
 from softlabels.format import layout
@@ -76,20 +75,16 @@ def main() -> None:
             "the teacher alone": partial(bare, teacher, batches),
             "the job": partial(again, job, root),
         }
-        taken = interleaved(contestants, runs=pairs)
-        plain = interleaved({"plain": partial(usual, teacher, rows, root)}, runs=1)["plain"]
-    ratio = statistics.median(
-        job / alone for job, alone in zip(taken["the job"], taken["the teacher alone"], strict=True)
-    )
-    median = {name: statistics.median(seconds) for name, seconds in taken.items()}
-    usual_s = statistics.median(plain)
+        alone, whole = interleaved(contestants, runs=pairs, warm=not args.quick).values()
+        loop = partial(usual, teacher, rows, root)
+        usually = interleaved({"": loop}, runs=1, warm=False)[""].wall
     table = [
-        ["the teacher alone", f"{median['the teacher alone']:.2f}", "1"],
-        ["the job", f"{median['the job']:.2f}", f"{ratio:.3f}"],
-        ["the usual loop", f"{usual_s:.2f}", f"{usual_s / median['the teacher alone']:.2f}"],
+        ["the teacher alone", f"{alone.wall:.2f}", "1"],
+        ["the job", f"{whole.wall:.2f}", f"{whole.over(alone):.3f}"],
+        ["the usual loop", f"{usually:.2f}", f"{usually / alone.wall:.2f}"],
     ]
     print(markdown(["", "seconds", "times the teacher"], table))
-    print(f"\nthe usual loop / the job: {usual_s / median['the job']:.2f}")
+    print(f"\nthe usual loop / the job: {usually / whole.wall:.2f}")
     print(f"the first run, its plan and compilation included: {first:.1f} s")
 
 
@@ -176,20 +171,6 @@ def usual_rows(teacher: Any, rows: list[dict[str, str]]) -> Iterator[dict[str, A
         for row, v, i, mask in zip(batch, values, ids, inputs["attention_mask"], strict=True):
             held = mask.bool()
             yield {"id": row["id"], "ids": i[held].tolist(), "log_probs": v[held].tolist()}
-
-
-def interleaved(contestants: dict[str, Callable[[], None]], *, runs: int) -> dict[str, list[float]]:
-    """Seconds of every run of each, in turn, after one that warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(runs + 1):
-        for name, run in contestants.items():
-            began = time.perf_counter()
-            run()
-            if turn or runs == 1:
-                seconds[name].append(time.perf_counter() - began)
-        if runs == 1:
-            break
-    return seconds
 
 
 if __name__ == "__main__":

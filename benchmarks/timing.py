@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import statistics
 import threading
@@ -40,22 +41,38 @@ class Taken:
         return statistics.median(a / b for a, b in zip(self.cpus, other.cpus, strict=True))
 
 
-def interleaved(contestants: dict[str, Callable[[], Any]], *, runs: int) -> dict[str, Taken]:
-    """All are run in turn, so that a busy machine slows them alike; the first turn warms up."""
+def interleaved(
+    contestants: dict[str, Callable[[], Any]], *, runs: int, warm: bool = True
+) -> dict[str, Taken]:
+    """All are run in turn, so that a busy machine slows them alike, after a turn that warms up."""
+    if warm:
+        for run in contestants.values():
+            run()
     taken = {name: Taken() for name in contestants}
-    for turn in range(runs + 1):
+    for _ in range(runs):
         for name, run in contestants.items():
             began, cpu = time.perf_counter(), time.process_time()
             run()
-            wall, cpu = time.perf_counter() - began, time.process_time() - cpu
-            if turn:
-                taken[name].walls.append(wall)
-                taken[name].cpus.append(cpu)
+            taken[name].walls.append(time.perf_counter() - began)
+            taken[name].cpus.append(time.process_time() - cpu)
     return taken
 
 
-def peak_extra_bytes(run: Callable[[], Any]) -> int:
-    """How far resident memory rises above its level at the start, sampled every millisecond."""
+def peak_extra_bytes(run: Callable[[], Any], *, device: str | torch.device = "cpu") -> int:
+    """How far memory rises above its level at the start.
+
+    On a CUDA device what is allocated. Elsewhere what is resident, sampled every millisecond,
+    nothing kept from earlier runs that could be used again unseen.
+    """
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        allocated = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - allocated
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # glibc
+        trim(0)
     process, done, peak = psutil.Process(), threading.Event(), 0
     start = process.memory_info().rss
 
