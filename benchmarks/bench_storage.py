@@ -3,10 +3,10 @@
     python benchmarks/bench_storage.py LABELS [--learn OTHER] [--figure docs/storage.png] [--quick]
 
 LABELS is a finished label set with exact log-probs, of 50,000 positions or more and k of 64 or
-more; `softlabels precompute … --codec lossless --k 256 --probes 4608` makes one. Ours and what
-others do (storage_peers.py) write the same positions, give the same ids back or the run ends, and
-are read in turn on one core. Id tables are learnt from OTHER, a set of other text; without it
-from the odd records, and the even ones are measured.
+more; pipelines/four_texts.py makes texts and says how to label them. Ours and what others do
+(storage_peers.py) write the same positions, give the same ids back or the run ends, and are read in
+turn on one core. Id tables are learnt from OTHER, a set of other text; without it from the odd
+records, and the even ones are measured.
 """
 
 from __future__ import annotations

