@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from small_teacher import make as make_small_teacher
 from smollm2 import fetch as fetch_smollm2
 from students_figure import draw, summary
@@ -84,7 +85,12 @@ def main() -> None:
         windows=args.windows, dense_windows=args.dense_windows,
     )  # fmt: skip
     runs = [(arm, seed) for arm in ARMS + DENSE for seed in range(args.seeds)]
-    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        args.jobs,
+        multiprocessing.get_context("spawn"),
+        initializer=torch.set_num_threads,
+        initargs=(max(1, torch.get_num_threads() // args.jobs),),
+    ) as pool:
         found = list(pool.map(run, runs, [sets] * len(runs), [args] * len(runs)))
     report(dict(zip(runs, found, strict=True)), sets, args)
 
@@ -106,8 +112,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default=None)
     args = parser.parse_args()
     if args.device is None:
-        import torch
-
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     return args
 
