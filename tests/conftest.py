@@ -22,13 +22,14 @@ CLASSES = 16
 Precompute = Callable[..., sl.LabelSet]
 
 # No test may reach a hub, and none may write into the user's own cache.
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="softlabels-tests-")
+OWN_CACHE = tempfile.mkdtemp(prefix="softlabels-tests-")
+os.environ["XDG_CACHE_HOME"] = OWN_CACHE
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 
 
 def pytest_unconfigure() -> None:
-    shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+    shutil.rmtree(OWN_CACHE, ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
