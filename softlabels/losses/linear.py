@@ -22,8 +22,8 @@ from softlabels.losses.linear_inputs import check_hard_labels, check_head
 from softlabels.losses.products import add_product, scaled
 from softlabels.losses.targets import Tail, Target, target
 
-# Logits of a chunk, float32: about as much as the head's own gradient, which is there twice in the
-# end. Fewer rows make the products slower (benchmarks/bench_losses.py).
+# Logits of a chunk, float32: beside them there is the head's gradient, and little else. Fewer rows
+# make the products slower (benchmarks/bench_losses.py).
 CHUNK_BYTES = 96 << 20
 # On an accelerator each chunk reads the head twice and its gradient once.
 ACCELERATOR_CHUNK_BYTES = 1 << 30
@@ -78,7 +78,6 @@ def linear_kl_divergence(
     check_head(hidden, weight, labels, bias=bias, classes=classes, chunk_rows=chunk_rows)
     check_hard_labels(labels, hard_labels, hard_weight=hard_weight)
     classes = len(weight) if classes is None else classes
-    head = weight[:classes]
     teacher = target(labels, temperature=temperature, tail=tail, classes=classes)
     flat = hidden.reshape(-1, hidden.shape[-1])
     rows = len(flat)
@@ -89,6 +88,7 @@ def linear_kl_divergence(
     has_any = has_soft if hard is None else has_soft | (hard != NO_LABEL)
     wanted = has_any.nonzero().squeeze(1)
     work = _Work(
+        classes=classes,
         dtype=_product_dtype(hidden, weight),
         ids=teacher.ids.reshape(rows, teacher.ids.shape[-1])[wanted],
         log_p=teacher.log_p.reshape(rows, teacher.log_p.shape[-1])[wanted],
@@ -103,8 +103,7 @@ def linear_kl_divergence(
     check_classes(work.ids.masked_fill(~work.has_soft.unsqueeze(-1), 0), classes)
     if work.hard is not None:
         check_classes(_classes_of(work.hard), classes)
-    head_bias = None if bias is None else bias[:classes]
-    some: Tensor = _Linear.apply(flat[wanted], head, head_bias, work)  # type: ignore[no-untyped-call]
+    some: Tensor = _Linear.apply(flat[wanted], weight, bias, work)  # type: ignore[no-untyped-call]
     return some.new_zeros(rows).index_copy(0, wanted, some).view(hidden.shape[:-1])
 
 
@@ -125,6 +124,9 @@ def _chunk_rows(device: torch.device, classes: int) -> int:
 class _Work:
     """Rows that have a label, and what is to be made of them, by products of one dtype."""
 
+    # Rows of the head; those after them are padding, without a gradient. The head is not cut before
+    # autograd sees it, which would copy its gradient.
+    classes: int
     dtype: torch.dtype
     ids: Tensor
     log_p: Tensor
@@ -217,33 +219,34 @@ class _Linear(torch.autograd.Function):
         ctx.work, ctx.needs = work, needs
         ctx.dtypes = [None if it is None else it.dtype for it in (hidden, weight, bias)]
         hidden, weight = hidden.to(work.dtype), weight.to(work.dtype)
-        loss, slopes = _pass(hidden, weight, bias, work, needs=needs, upstream=None)
-        ctx.save_for_backward(hidden, weight, bias, *slopes)
+        loss, (by_hidden, *ctx.of_head) = _pass(
+            hidden, weight, bias, work, needs=needs, upstream=None
+        )
+        ctx.save_for_backward(hidden, weight, bias, by_hidden)
         return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, by_hidden, by_weight, by_bias = ctx.saved_tensors
-        of_hidden, of_weight, of_bias = ctx.dtypes
+        hidden, weight, bias, by_hidden = ctx.saved_tensors
+        # They are as large as the head: given away, not copied. Another backward pass through the
+        # same graph makes them again.
+        of_head, ctx.of_head = ctx.of_head, None
         if by_hidden is not None:
-            by_hidden = (by_hidden * upstream.unsqueeze(-1)).to(of_hidden)
-        if by_weight is not None or by_bias is not None:
-            scale = upstream[0] if len(upstream) else upstream.new_ones(())
-            if bool((upstream == scale).all()):
-                by_weight = None if by_weight is None else scaled(by_weight, scale, dtype=of_weight)
-                by_bias = None if by_bias is None else scaled(by_bias, scale, dtype=of_bias)
-            else:
-                needs = (False, *ctx.needs[1:])
-                _, (_, by_weight, by_bias) = _pass(
-                    hidden, weight, bias, ctx.work, needs=needs, upstream=upstream
-                )
-        return (
-            by_hidden,
-            None if by_weight is None else by_weight.to(of_weight),
-            None if by_bias is None else by_bias.to(of_bias),
-            None,
+            by_hidden = (by_hidden * upstream.unsqueeze(-1)).to(ctx.dtypes[0])
+        if not any(ctx.needs[1:]):
+            return by_hidden, None, None, None
+        first = upstream[0] if len(upstream) else upstream.new_ones(())
+        alike = bool((upstream == first).all())
+        scale, by_row = (first, None) if alike else (torch.ones_like(first), upstream)
+        if of_head is None or by_row is not None:
+            of_head, needs = None, (False, *ctx.needs[1:])
+            _, (_, *of_head) = _pass(hidden, weight, bias, ctx.work, needs=needs, upstream=by_row)
+        by_weight, by_bias = (
+            None if it is None else scaled(it, scale, dtype=dtype)
+            for it, dtype in zip(of_head, ctx.dtypes[1:], strict=True)
         )
+        return by_hidden, by_weight, by_bias, None
 
 
 def _pass(
@@ -267,15 +270,16 @@ def _pass(
     loss = hidden.new_zeros(len(hidden), dtype=wide)
     by_hidden = torch.zeros_like(hidden) if needs[0] else None
     by_weight = torch.zeros_like(weight, dtype=wide) if needs[1] else None
-    by_bias = weight.new_zeros(len(weight), dtype=wide) if needs[2] else None
+    by_bias = None if bias is None or not needs[2] else torch.zeros_like(bias, dtype=wide)
+    head = weight[: work.classes]
     # One for all chunks: a system clears memory, page by page, each time that it gives it out.
-    room = hidden.new_empty(min(work.chunk, len(hidden)), len(weight))
+    room = hidden.new_empty(min(work.chunk, len(hidden)), len(head))
     for start in range(0, len(hidden), work.chunk):
         rows = slice(start, min(start + work.chunk, len(hidden)))
-        logits = torch.mm(hidden[rows], weight.T, out=room[: rows.stop - start])
+        logits = torch.mm(hidden[rows], head.T, out=room[: rows.stop - start])
         logits = logits if narrow else logits.to(wide)
         if bias is not None:
-            logits += bias
+            logits += bias[: work.classes]
         for part in blocks(len(logits), logits.shape[1], logits.device):
             some = slice(start + part.start, start + part.stop)
             loss[some], slope = work.logits_gradient(logits[part], some, gradient=any(needs))
@@ -284,12 +288,12 @@ def _pass(
         if not any(needs):
             continue
         if by_bias is not None:
-            by_bias += logits.sum(0)
+            by_bias[: work.classes] += logits.sum(0)
         slope = logits.to(hidden.dtype)
         if by_hidden is not None:
-            torch.mm(slope, weight, out=by_hidden[rows])
+            torch.mm(slope, head, out=by_hidden[rows])
         if by_weight is not None:
-            add_product(by_weight, slope.T, hidden[rows])
+            add_product(by_weight[: work.classes], slope.T, hidden[rows])
         # Where they are not in `room`, not beside the next chunk's.
         del logits, slope
     return loss, [by_hidden, by_weight, by_bias]

@@ -21,6 +21,8 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def scaled(gradient: Tensor, scale: Tensor, *, dtype: torch.dtype) -> Tensor:
-    """gradient · scale in the dtype of a parameter, without a wider copy on a device."""
+    """gradient · scale in the dtype of a parameter: in its own place, or without a wider copy."""
+    if gradient.dtype == dtype:
+        return gradient.mul_(scale)
     out = torch.empty_like(gradient, dtype=dtype, memory_format=torch.contiguous_format)
     return torch.mul(gradient, scale, out=out)

@@ -11,6 +11,7 @@ from dense import TEMPERATURES, label, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from softlabels import SoftLabels, losses
 from softlabels.errors import InputError, VocabularyMismatchError
@@ -94,6 +95,49 @@ def test_finite_differences_agree() -> None:
         lambda h, w, b: linear_kl_divergence(h, w, labels, bias=b, chunk_rows=4),
         (hidden, weight, bias),
     )
+
+
+def test_each_backward_pass_through_a_graph_gives_the_same_gradients() -> None:
+    hidden, weight, bias = parts(7, bias=True, dtype=torch.float32)
+    labels = label(normal(3, 5, 7, seed=9), 3)
+    loss = linear_kl_divergence(hidden, weight, labels, bias=bias, chunk_rows=4)
+    for upstream in (torch.full((3, 5), 0.25), torch.linspace(0.5, 2, 15).view(3, 5)):
+        first, *others = (
+            torch.autograd.grad(loss, (hidden, weight, bias), upstream, retain_graph=True)
+            for _ in range(3)
+        )
+        kept = [slope.clone() for slope in first]
+        for slope in first:
+            slope.fill_(torch.nan)
+        for other in others:
+            for one, again in zip(kept, other, strict=True):
+                torch.testing.assert_close(again, one, rtol=0, atol=0)
+
+
+class Makes(TorchDispatchMode):
+    """The operations that give a tensor of one shape with memory of its own."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        self.shape, self.ops = shape, list[str]()
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {it.untyped_storage().data_ptr() for it in args if isinstance(it, Tensor)}
+        out = op(*args, **(kwargs or {}))
+        is_such = isinstance(out, Tensor) and out.shape == self.shape
+        if is_such and out.untyped_storage().data_ptr() not in given:
+            self.ops.append(str(op))
+        return out
+
+
+@pytest.mark.parametrize("classes", [None, 9])
+def test_the_heads_gradient_is_made_once_and_never_copied(classes: int | None) -> None:
+    hidden, weight, _ = parts(12, bias=False, dtype=torch.float32)
+    labels = label(normal(3, 5, 9, seed=9), 3)
+    with Makes(weight.shape) as makes:
+        linear_kl_divergence(hidden, weight, labels, classes=classes).mean().backward()
+    assert weight.grad is not None
+    assert makes.ops == ["aten.zeros_like.default"]
 
 
 def test_padding_of_the_head_is_no_class() -> None:
