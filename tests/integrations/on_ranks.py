@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import softlabels as sl
 
-LIMIT_S = 120
+LIMIT_S = 300
 OPTIONS: dict[str, Any] = {"batch_size": 2, "seed": 0}
 
 

@@ -40,7 +40,7 @@ from softlabels.precomputing.worker import InOtherProcess
 from softlabels.verifying.verify import verify
 
 COMMAND = [sys.executable, str(Path(__file__).with_name("on_executors.py"))]
-LIMIT_S = 120.0
+LIMIT_S = 300.0
 
 
 def workers_of(process: psutil.Process) -> list[psutil.Process]:

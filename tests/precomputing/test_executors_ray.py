@@ -30,7 +30,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # else it warns, which is an error here
 ray = pytest.importorskip("ray")
 
-LIMIT_S = 120.0
+LIMIT_S = 300.0
 HALF = {"CPU": 0.5}
 
 
