@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from softlabels.errors import InputError, VocabularyMismatchError
+from softlabels.losses.products import graph_is_kept, scaled
 
 # From the student's log q of the kept classes (..., k) and of the rest (...), the loss (...).
 # Differentiable by autograd; the rest is −∞ where every class is kept.
@@ -218,5 +219,6 @@ class _Bucketed(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        slope = (gradient * upstream.unsqueeze(-1)).to(ctx.dtype)
+        scale = upstream.unsqueeze(-1)
+        slope = scaled(gradient, scale, dtype=ctx.dtype, keep=graph_is_kept())
         return slope, None, None, None, None, None, None

@@ -19,7 +19,7 @@ from softlabels.losses.buckets import (
 )
 from softlabels.losses.divergences import against, forward_kl
 from softlabels.losses.linear_inputs import check_hard_labels, check_head
-from softlabels.losses.products import add_product, scaled
+from softlabels.losses.products import add_product, graph_is_kept, scaled
 from softlabels.losses.targets import Tail, Target, target
 
 # Logits of a chunk, float32: beside them there is the head's gradient, and little else. Fewer rows
@@ -219,34 +219,24 @@ class _Linear(torch.autograd.Function):
         ctx.work, ctx.needs = work, needs
         ctx.dtypes = [None if it is None else it.dtype for it in (hidden, weight, bias)]
         hidden, weight = hidden.to(work.dtype), weight.to(work.dtype)
-        loss, (by_hidden, *ctx.of_head) = _pass(
-            hidden, weight, bias, work, needs=needs, upstream=None
-        )
-        ctx.save_for_backward(hidden, weight, bias, by_hidden)
+        loss, slopes = _pass(hidden, weight, bias, work, needs=needs, upstream=None)
+        ctx.save_for_backward(hidden, weight, bias, *slopes)
         return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, by_hidden = ctx.saved_tensors
-        # They are as large as the head: given away, not copied. Another backward pass through the
-        # same graph makes them again.
-        of_head, ctx.of_head = ctx.of_head, None
-        if by_hidden is not None:
-            by_hidden = (by_hidden * upstream.unsqueeze(-1)).to(ctx.dtypes[0])
-        if not any(ctx.needs[1:]):
-            return by_hidden, None, None, None
-        first = upstream[0] if len(upstream) else upstream.new_ones(())
-        alike = bool((upstream == first).all())
-        scale, by_row = (first, None) if alike else (torch.ones_like(first), upstream)
-        if of_head is None or by_row is not None:
-            of_head, needs = None, (False, *ctx.needs[1:])
-            _, (_, *of_head) = _pass(hidden, weight, bias, ctx.work, needs=needs, upstream=by_row)
-        by_weight, by_bias = (
-            None if it is None else scaled(it, scale, dtype=dtype)
-            for it, dtype in zip(of_head, ctx.dtypes[1:], strict=True)
-        )
-        return by_hidden, by_weight, by_bias, None
+        hidden, weight, bias, by_hidden, *of_head = ctx.saved_tensors
+        scale, keep = upstream[0] if len(upstream) else upstream.new_ones(()), graph_is_kept()
+        if any(ctx.needs[1:]) and not bool((upstream == scale).all()):
+            needs = (False, *ctx.needs[1:])
+            _, (_, *of_head) = _pass(hidden, weight, bias, ctx.work, needs=needs, upstream=upstream)
+            scale = torch.ones_like(scale)
+        slopes, scales = (by_hidden, *of_head), (upstream.unsqueeze(-1), scale, scale)
+        return *(
+            None if slope is None else scaled(slope, by, dtype=dtype, keep=keep)
+            for slope, by, dtype in zip(slopes, scales, ctx.dtypes, strict=True)
+        ), None
 
 
 def _pass(

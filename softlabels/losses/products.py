@@ -1,4 +1,4 @@
-"""Gradients of a head, summed in float32 and given back in its own dtype."""
+"""Gradients: summed in float32, given back in the dtype of what they are of, rarely copied."""
 
 from __future__ import annotations
 
@@ -20,9 +20,18 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += left @ right
 
 
-def scaled(gradient: Tensor, scale: Tensor, *, dtype: torch.dtype) -> Tensor:
-    """gradient · scale in the dtype of a parameter: in its own place, or without a wider copy."""
-    if gradient.dtype == dtype:
+def graph_is_kept() -> bool:
+    """In a backward pass: may another one come through the same graph, and need what is saved?
+
+    As AOTAutograd asks it. True where this torch does not tell.
+    """
+    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return ask is None or bool(ask())
+
+
+def scaled(gradient: Tensor, scale: Tensor, *, dtype: torch.dtype, keep: bool) -> Tensor:
+    """gradient · scale in that dtype, in its own place if it need not be kept, never widened."""
+    if gradient.dtype == dtype and not keep:
         return gradient.mul_(scale)
     out = torch.empty_like(gradient, dtype=dtype, memory_format=torch.contiguous_format)
     return torch.mul(gradient, scale, out=out)

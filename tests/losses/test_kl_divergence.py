@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from makes import Makes
 from torch import Tensor
 from torch.nn import functional
 
@@ -251,6 +252,28 @@ def test_low_precision_logits_err_no_more_than_the_naive_loss_in_that_precision(
     for values in (losses, slopes):
         error = {name: (values[name] - values["exact"]).abs().max() for name in values}
         assert error["ours"] <= error["naive"] + 1e-6
+
+
+def test_the_gradient_is_made_once_and_never_copied() -> None:
+    logits = normal(15, 12).float().requires_grad_()
+    labels = label(normal(15, 12, seed=1), 3)
+    with Makes(logits.shape) as makes:
+        kl_divergence(logits, labels).mean().backward()
+    assert logits.grad is not None
+    assert makes.ops == ["aten.empty_like.default"]
+
+
+def test_each_backward_pass_through_a_graph_gives_the_same_gradient() -> None:
+    logits = normal(15, 12).float().requires_grad_()
+    loss = kl_divergence(logits, label(normal(15, 12, seed=1), 3))
+    upstream = torch.linspace(0.5, 2, 15)
+    first, again, last = (
+        torch.autograd.grad(loss, logits, upstream, retain_graph=n < 2)[0] for n in range(3)
+    )
+    for other in (again, last):
+        torch.testing.assert_close(other, first, rtol=0, atol=0)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(loss, logits, upstream)
 
 
 def test_the_loss_is_float32_at_least_and_the_gradient_is_as_the_logits_are() -> None:

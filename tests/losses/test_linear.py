@@ -10,8 +10,8 @@ import torch
 from dense import TEMPERATURES, label, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from makes import Makes
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from softlabels import SoftLabels, losses
 from softlabels.errors import InputError, VocabularyMismatchError
@@ -112,22 +112,6 @@ def test_each_backward_pass_through_a_graph_gives_the_same_gradients() -> None:
         for other in others:
             for one, again in zip(kept, other, strict=True):
                 torch.testing.assert_close(again, one, rtol=0, atol=0)
-
-
-class Makes(TorchDispatchMode):
-    """The operations that give a tensor of one shape with memory of its own."""
-
-    def __init__(self, shape: torch.Size) -> None:
-        super().__init__()
-        self.shape, self.ops = shape, list[str]()
-
-    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {it.untyped_storage().data_ptr() for it in args if isinstance(it, Tensor)}
-        out = op(*args, **(kwargs or {}))
-        is_such = isinstance(out, Tensor) and out.shape == self.shape
-        if is_such and out.untyped_storage().data_ptr() not in given:
-            self.ops.append(str(op))
-        return out
 
 
 @pytest.mark.parametrize("classes", [None, 9])
