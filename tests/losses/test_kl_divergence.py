@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from dense import TEMPERATURES, buckets, kept_of, label, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from makes import Makes
@@ -17,28 +18,6 @@ from softlabels import SoftLabels, TopK
 from softlabels.errors import InputError, MissingTailError, VocabularyMismatchError
 from softlabels.losses import kl_divergence
 
-TEMPERATURES = (1.0, 2.0, 4.0)
-
-
-def normal(*shape: int, scale: float = 2.0, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64) * scale
-
-
-def label(teacher: Tensor, k: int) -> SoftLabels:
-    """Exact labels in float64 of logits (..., V)."""
-    values, ids = teacher.topk(k)
-    rest = teacher.scatter(-1, ids, -math.inf)
-    lse = teacher.logsumexp(-1)
-    tails = [(rest / t).logsumexp(-1) - (teacher / t).logsumexp(-1) for t in TEMPERATURES]
-    return SoftLabels(
-        ids=ids,
-        log_probs=values - lse.unsqueeze(-1),
-        logsumexp=lse,
-        log_tails=torch.stack(tails, -1),
-        temperatures=TEMPERATURES,
-    )
-
 
 def oracle(student: Tensor, teacher: Tensor, kept: Tensor, temperature: float = 1.0) -> Tensor:
     """Both dense distributions, the classes outside `kept` (bool, (..., V)) summed into one."""
@@ -46,20 +25,10 @@ def oracle(student: Tensor, teacher: Tensor, kept: Tensor, temperature: float = 
     teacher = functional.pad(teacher, (0, width), value=-math.inf)
     kept = functional.pad(kept, (0, width), value=False)
 
-    def buckets(logits: Tensor) -> Tensor:
-        dense = torch.log_softmax(logits / temperature, -1)
-        rest = dense.masked_fill(kept, -math.inf).logsumexp(-1, keepdim=True)
-        return torch.cat([dense.masked_fill(~kept, -math.inf), rest], -1)
-
-    log_p, log_q = buckets(teacher), buckets(student)
+    log_p, log_q = (buckets(logits, kept, temperature) for logits in (teacher, student))
     some = log_p > -math.inf
     terms = log_p.exp() * (log_p - log_q.masked_fill(~some, 0)).masked_fill(~some, 0)
     return temperature**2 * terms.sum(-1)
-
-
-def mask_of(labels: SoftLabels, classes: int) -> Tensor:
-    kept = torch.zeros(*labels.shape, classes, dtype=torch.bool)
-    return kept.scatter(-1, labels.ids, labels.log_probs > -math.inf)
 
 
 def with_gradient(loss: Tensor, logits: Tensor, weights: Tensor) -> Tensor:
@@ -73,7 +42,7 @@ def check(
     student = student.detach().requires_grad_()
     weights = torch.linspace(0.5, 2, labels.shape.numel()).view(labels.shape).to(student.dtype)
     loss = kl_divergence(student, labels, temperature=temperature)
-    expected = oracle(student, teacher, mask_of(labels, teacher.shape[-1]), temperature)
+    expected = oracle(student, teacher, kept_of(labels, teacher.shape[-1]), temperature)
     torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
     gradient = with_gradient(loss, student, weights)
     torch.testing.assert_close(
@@ -234,7 +203,7 @@ def test_low_precision_logits_err_no_more_than_the_naive_loss_in_that_precision(
 ) -> None:
     teacher, student = normal(16, 500), normal(16, 500, seed=1).to(dtype)
     labels = label(teacher, 20)
-    kept = mask_of(labels, 500)
+    kept = kept_of(labels, 500)
     exact = student.double().requires_grad_()
     naive, ours = student.clone().requires_grad_(), student.clone().requires_grad_()
     found = {
@@ -334,8 +303,9 @@ def test_a_class_that_the_student_has_not_is_refused(bad: int) -> None:
 
 
 def test_a_temperature_without_a_tail_is_refused() -> None:
+    labels = dataclasses.replace(label(normal(2, 9), 3), classes=None)  # so nothing interpolates
     with pytest.raises(MissingTailError, match="temperature 3"):
-        kl_divergence(normal(2, 9), label(normal(2, 9), 3), temperature=3.0)
+        kl_divergence(normal(2, 9), labels, temperature=3.0)
 
 
 @pytest.mark.parametrize("block_bytes", [1, 3 * 8 * 4])
