@@ -62,30 +62,33 @@ def weigh(
     Of another selection than `TopK` only the codec that is asked for: fewer of its entries would be
     another selection.
     """
-    labels = [unit.soft for unit in made.records]
-    sampled = sum(map(len, labels))
-    learnt = soft(pilot(job.source, _with_k(job, labels[0].k), job.teacher))
+    ordered = [(unit, unit.soft.sorted()) for unit in made.units]
+    sampled, most = sum(len(labels) for _, labels in ordered), made.records[0].soft.k
+    learnt = soft(pilot(job.source, _with_k(job, most), job.teacher)).sorted()
     names, offered = [job.codec_name], {job.selection.k}
     if isinstance(job.selection, TopK):
-        names, offered = codecs_for(job), offered | {k for k in OFFERED if k <= labels[0].k}
+        names, offered = codecs_for(job), offered | {k for k in OFFERED if k <= most}
     choices: dict[tuple[str, int], Choice] = {}
     writing = math.inf
-    for name in names:
-        for k in sorted(offered):
+    ks = sorted(offered)
+    for k in ks:
+        kept = [replace(unit, labels=labels.first(k)) for unit, labels in ordered]
+        mass = _mass_kept([unit.soft for unit in kept])
+        for name in names:
             codec = _codec(job, name, k, learnt)
             began = time.perf_counter()
-            size, kl = _written(job, made, codec, k)
+            size, kl = _written(job, kept, codec)
             if (name, k) == (job.codec_name, job.selection.k):
                 writing = time.perf_counter() - began
             choices[name, k] = Choice(
                 k=k,
                 codec=name,
-                mass_kept=_mass_kept([part.top(k) for part in labels]),
+                mass_kept=mass,
                 bytes_per_position=size / sampled,
                 bytes=positions.times(size / sampled).plus(probe_bytes),
                 added_kl=kl,
             )
-    return choices, writing
+    return {(name, k): choices[name, k] for name in names for k in ks}, writing
 
 
 def kl_temperature(job: Job) -> float:
@@ -108,6 +111,7 @@ def _with_k(job: Job, k: int) -> Any:
 
 
 def _codec(job: Job, name: str, k: int, learnt: SoftLabels) -> Codec:
+    """One that learns from these entries, which are in order."""
     teacher = job.without_codec.teacher
     needs = codecs.Needs(
         teacher.classes,
@@ -117,18 +121,18 @@ def _codec(job: Job, name: str, k: int, learnt: SoftLabels) -> Codec:
         sampled=job.selection.sampled,
         draws=getattr(job.selection, "draws", None),
     )
-    return codecs.resolve(name, needs, pilot=lambda: learnt.top(k))
+    return codecs.resolve(name, needs, pilot=lambda: learnt.first(k))
 
 
-def _written(job: Job, made: Sample, codec: Codec, k: int) -> tuple[int, float | None]:
+def _written(job: Job, units: list[Records], codec: Codec) -> tuple[int, float | None]:
     """Bytes of the sample's shards, and the KL that reading them back adds; None of weights."""
     token_ids = job.without_codec.teacher.token_ids
     token_type = pa.uint16() if token_ids <= 1 << 16 else pa.uint32()
     columns = schema(job.source.identity.key_type, codec, token_type=token_type)
     size, nats, positions, temperature = 0, 0.0, 0, kl_temperature(job)
     with tempfile.TemporaryDirectory() as folder:
-        for number, unit in enumerate(made.units):
-            labels = unit.soft.top(k)
+        for number, unit in enumerate(units):
+            labels = unit.soft
             if codec.logits_dtype is None:
                 labels = replace(labels, logits=None)
             records = replace(unit, labels=labels)
