@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from processes import killed
 
 import softlabels as sl
 from softlabels.codecs import Sampled, curves
@@ -391,55 +390,18 @@ def test_a_student_learns_from_a_derived_set(source: sl.LabelSet, tmp_path: Path
     assert losses[-1] < losses[0] / 4
 
 
-# Runs derive in a process of its own and kills it with SIGKILL at the n-th call of a function.
-KILLED = """
-import os, shutil, signal, sys
-import softlabels as sl
-from softlabels.stores import directory
-from softlabels.format import shard_writing
-
-place, count, source, out = sys.argv[1:]
-calls = 0
-
-def killing(function, before):
-    def wrapped(*args, **kwargs):
-        global calls
-        calls += 1
-        if before and calls == int(count):
-            os.kill(os.getpid(), signal.SIGKILL)
-        result = function(*args, **kwargs)
-        if not before and calls == int(count):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-    return wrapped
-
-if place == "before link":
-    os.link = killing(os.link, True)
-elif place == "after link":
-    os.link = killing(os.link, False)
-elif place == "while copying":
-    shutil.copyfile = killing(shutil.copyfile, False)
-elif place == "while writing":
-    shard_writing.to_table = killing(shard_writing.to_table, False)
-elif place == "before small file":
-    directory.replace_file = killing(directory.replace_file, True)
-elif place == "after small file":
-    directory.replace_file = killing(directory.replace_file, False)
-
-sl.derive(source, out, codec="compact", k=4, workers=1)
-"""
-
+REPLACE = "softlabels.stores.directory.Directory.replace"
 KILLS = [
-    ("after link", 1),  # plan.json
-    ("while copying", 1),  # the tokenizer's first file
-    ("before link", 2),  # the first unit's probes
-    ("after link", 2),
-    ("while writing", 1),  # its shard
-    ("before link", 4),  # its receipt, after its shard
-    ("before link", 6),  # the second unit's shard
-    ("before small file", 1),  # shards.parquet
-    ("before small file", 5),  # manifest.json
-    ("after small file", 5),
+    ("after", "os.link", 1),  # plan.json
+    ("after", "shutil.copyfile", 1),  # the tokenizer's first file
+    ("before", "os.link", 2),  # the first unit's probes
+    ("after", "os.link", 2),
+    ("after", "softlabels.format.shard_writing.to_table", 1),  # its shard
+    ("before", "os.link", 4),  # its receipt, after its shard
+    ("before", "os.link", 6),  # the second unit's shard
+    ("before", REPLACE, 1),  # shards.parquet
+    ("before", REPLACE, 5),  # manifest.json
+    ("after", REPLACE, 5),
 ]
 
 
@@ -448,17 +410,13 @@ def uninterrupted(llama_set: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return sl.derive(llama_set, tmp_path_factory.mktemp("whole") / "set", codec="compact", k=4).root
 
 
-@pytest.mark.parametrize(("place", "count"), KILLS)
+@pytest.mark.parametrize(("moment", "function", "count"), KILLS)
 def test_a_killed_derivation_goes_on_to_the_same_set(
-    llama_set: Path, uninterrupted: Path, tmp_path: Path, place: str, count: int
+    llama_set: Path, uninterrupted: Path, tmp_path: Path, moment: str, function: str, count: int
 ) -> None:
     out = tmp_path / "set"
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, place, str(count), llama_set, out],
-        capture_output=True,
-        text=True,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    job = partial(sl.derive, llama_set, out, codec="compact", k=4, workers=1)
+    killed(moment, function, count, job)
     before = times(out / "data")
     sl.derive(llama_set, out, codec="compact", k=4)
     assert contents(out) == contents(uninterrupted)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import xxhash
+from processes import killed
 
 import softlabels as sl
 from softlabels.codecs import Sampled
@@ -499,26 +498,6 @@ def test_units_may_be_derived_in_any_order_and_again(
     assert contents(tmp_path / "other") == contents(expected)
 
 
-# Runs derive in a process of its own and kills it with SIGKILL at the n-th hard link.
-KILLED = """
-import os, signal, sys
-import softlabels as sl
-
-count, out, source, new = sys.argv[1:]
-calls, link = 0, os.link
-
-def killing(*args):
-    global calls
-    calls += 1
-    if calls == int(count):
-        os.kill(os.getpid(), signal.SIGKILL)
-    link(*args)
-
-os.link = killing
-sl.derive(source, out, merge=[new], where="positions > 1", shard_records=4, workers=2)
-"""
-
-
 @pytest.mark.parametrize("source", ["compact"], indirect=True)
 @pytest.mark.parametrize("count", [1, 5])
 def test_a_killed_merge_goes_on_to_the_same_set_and_no_other_recipe_does(
@@ -528,12 +507,8 @@ def test_a_killed_merge_goes_on_to_the_same_set_and_no_other_recipe_does(
     recipe: dict[str, Any] = {"merge": [new], "where": "positions>1", "shard_records": 4}
     whole = contents(sl.derive(source, tmp_path / "whole", workers=1, **recipe).root)
     out = tmp_path / "set"
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, str(count), out, source.root, new.root],
-        capture_output=True,
-        text=True,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    again = recipe | {"merge": [new.root], "where": "positions > 1"}
+    killed("before", "os.link", count, partial(sl.derive, source.root, out, workers=2, **again))
     if count > 1:
         for changed, words in [
             ({"where": "positions > 2"}, r'0\.where was "positions > 1", is now "positions > 2"'),

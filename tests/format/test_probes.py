@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import torch
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import killed
 from same_set import contents
 
 import softlabels as sl
@@ -268,27 +267,11 @@ def test_another_number_of_probes_is_refused_by_name(
     assert contents(probed) == before
 
 
-# Kills itself after the n-th file was published: plan.json is the first, probes the second.
-KILLED = """
-import json, os, signal, sys
-import torch, softlabels as sl
-
-count, rows, weights, out = sys.argv[1:]
-link, calls = os.link, 0
-
-def killing(source, target):
-    global calls
-    calls += 1
-    link(source, target)
-    if calls == int(count):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-os.link = killing
-weights = torch.tensor(json.loads(weights))
-known = sl.teachers.from_callable(lambda x: weights[x], name="table", version="1", classes=16)
-sl.precompute(json.loads(rows), known, out, selection=sl.TopK(3), column="ids", key="id",
-              max_length=6, unit_rows=3, temperatures=(1.0, 2.0), codec="plain", probes=10)
-"""
+def label(rows: list[dict[str, Any]], weights: torch.Tensor, out: Path) -> sl.LabelSet:
+    return sl.precompute(
+        rows, teacher(weights), out, selection=sl.TopK(3), column="ids", key="id", max_length=6,
+        unit_rows=3, temperatures=(1.0, 2.0), codec="plain", probes=10,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(("count", "there"), [(2, 1), (3, 2), (5, 3)])
@@ -301,11 +284,8 @@ def test_a_run_killed_between_probes_and_shard_goes_on_to_the_same_set(
 ) -> None:
     weights = table()
     out, known = tmp_path / "set", teacher(weights)
-    data = json.dumps(id_rows), json.dumps(weights.tolist())
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, str(count), *data, out], capture_output=True, text=True
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    # The first file that is published is plan.json, the second probes.
+    killed("after", "os.link", count, partial(label, id_rows, weights, out))
     here = sorted(str(p.relative_to(out)) for p in out.rglob("*.parquet") if ".tmp" not in p.parts)
     assert here == sorted([FIRST, "data/train-00000.parquet", SECOND][:there])
     precompute(out, teacher=known, probes=10)

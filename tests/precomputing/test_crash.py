@@ -3,69 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import PROCESSES, killed
 from same_set import contents
 
 import softlabels as sl
-
-# Runs precompute in a process of its own and kills it with SIGKILL at the n-th call of a function.
-KILLED = """
-import json, os, signal, sys
-import softlabels as sl
-from softlabels.format import shard_writing
-from softlabels.stores.directory import Directory, Path
-
-place, count, teacher, data, out = sys.argv[1:]
-calls = 0
-
-def killing(function, before):
-    def wrapped(*args, **kwargs):
-        global calls
-        calls += 1
-        if before and calls == int(count):
-            os.kill(os.getpid(), signal.SIGKILL)
-        result = function(*args, **kwargs)
-        if not before and calls == int(count):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-    return wrapped
-
-if place == "before link":
-    os.link = killing(os.link, True)
-elif place == "after link":
-    os.link = killing(os.link, False)
-elif place == "while writing":
-    shard_writing.to_table = killing(shard_writing.to_table, False)
-elif place == "before small file":
-    Directory.replace = killing(Directory.replace, True)
-elif place == "after small file":
-    Directory.replace = killing(Directory.replace, False)
-elif place == "after dropping receipts":
-    unlink = Path.unlink
-    drop = killing(unlink, False)
-    Path.unlink = lambda path, missing_ok=False: (
-        drop if path.parent.name == "receipts" and path.exists() else unlink
-    )(path, missing_ok)
-
-rows = [json.loads(line) for line in open(data)]
-sl.precompute(rows, teacher, out, selection=sl.TopK(16), key="id", max_length=64,
-              unit_rows=16, batch_tokens=512, codec="plain")
-"""
-
-
-@pytest.fixture(scope="session")
-def data_file(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]) -> Path:
-    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+from softlabels.cli.app import run
 
 
 def label(out: Path, teacher: Path, rows: list[dict[str, Any]]) -> sl.LabelSet:
@@ -75,42 +25,50 @@ def label(out: Path, teacher: Path, rows: list[dict[str, Any]]) -> sl.LabelSet:
     )  # fmt: skip
 
 
+def call(*arguments: str) -> None:
+    sys.exit(run(list(arguments)))
+
+
+@pytest.fixture(scope="session")
+def data_file(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]) -> Path:
+    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+REPLACE = "softlabels.stores.directory.Directory.replace"
+TABLE = "softlabels.format.shard_writing.to_table"
 KILLS = [
-    ("before link", 1),  # plan.json
-    ("after link", 1),
-    ("before link", 2),  # the first shard
-    ("after link", 2),
-    ("before link", 3),  # its receipt
-    ("after link", 3),
-    ("before link", 6),
-    ("while writing", 2),
-    ("before link", 9),  # the last receipt
-    ("before small file", 1),  # shards.parquet
-    ("after small file", 2),  # keys.index
-    ("after small file", 3),  # README.md
-    ("before small file", 4),  # manifest.json
-    ("after small file", 4),
-    ("after dropping receipts", 2),
+    ("before", "os.link", 1),  # plan.json
+    ("after", "os.link", 1),
+    ("before", "os.link", 2),  # the first shard
+    ("after", "os.link", 2),
+    ("before", "os.link", 3),  # its receipt
+    ("after", "os.link", 3),
+    ("before", "os.link", 6),
+    ("after", TABLE, 2),
+    ("before", "os.link", 9),  # the last receipt
+    ("before", REPLACE, 1),  # shards.parquet
+    ("after", REPLACE, 2),  # keys.index
+    ("after", REPLACE, 3),  # README.md
+    ("before", REPLACE, 4),  # manifest.json
+    ("after", REPLACE, 4),
+    ("after", "pathlib.Path.unlink", 12),  # two of four receipts are dropped
 ]
 
 
-@pytest.mark.parametrize(("place", "count"), KILLS)
+@pytest.mark.parametrize(("moment", "function", "count"), KILLS)
 def test_a_killed_run_goes_on_to_the_same_set(
     tmp_path: Path,
     teacher_dir: Path,
     finished_set: Path,
     rows: list[dict[str, Any]],
-    data_file: Path,
-    place: str,
+    moment: str,
+    function: str,
     count: int,
 ) -> None:
     out = tmp_path / "set"
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, place, str(count), teacher_dir, data_file, out],
-        capture_output=True,
-        text=True,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed(moment, function, count, partial(label, out, teacher_dir, rows))
     before = {path: path.stat().st_mtime_ns for path in out.glob("data/*.parquet")}
     label(out, teacher_dir, rows)
     assert contents(out) == contents(finished_set)
@@ -124,12 +82,10 @@ def test_a_run_killed_twice_still_ends_in_the_same_set(
     teacher_dir: Path,
     finished_set: Path,
     rows: list[dict[str, Any]],
-    data_file: Path,
 ) -> None:
     out = tmp_path / "set"
-    for place, count in [("after link", 1), ("before small file", 2)]:
-        command = [sys.executable, "-c", KILLED, place, str(count), teacher_dir, data_file, out]
-        assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
+    for moment, function, count in [("after", "os.link", 1), ("before", REPLACE, 2)]:
+        killed(moment, function, count, partial(label, out, teacher_dir, rows))
     label(out, teacher_dir, rows)
     assert contents(out) == contents(finished_set)
 
@@ -137,30 +93,34 @@ def test_a_run_killed_twice_still_ends_in_the_same_set(
 def test_the_command_line_survives_kill_9_at_a_random_moment(
     tmp_path: Path, teacher_dir: Path, data_file: Path
 ) -> None:
-    def command(out: Path) -> list[str]:
-        return [
-            str(Path(sys.executable).with_name("softlabels")), "precompute", "--teacher",
-            str(teacher_dir), "--data", str(data_file), "--out", str(out), "--key", "id",
-            "--k", "16", "--max-length", "64", "--unit-rows", "2", "--quiet",
+    def command(out: Path) -> Any:
+        arguments = [
+            "precompute", "--teacher", teacher_dir, "--data", data_file, "--out", out,
+            "--key", "id", "--k", "16", "--max-length", "64", "--unit-rows", "2", "--quiet",
         ]  # fmt: skip
+        running = PROCESSES.Process(target=call, args=list(map(str, arguments)))
+        running.start()
+        return running
 
-    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    def finished(out: Path) -> bool:
+        running = command(out)
+        running.join()
+        return running.exitcode == 0
+
     whole, out = tmp_path / "whole", tmp_path / "set"
-    subprocess.run(command(whole), env=environment, check=True, capture_output=True)
-    running = subprocess.Popen(
-        command(out), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    with running:
-        while len(list(out.glob("data/*.parquet"))) < 3 and running.poll() is None:
-            time.sleep(0.001)
-        running.kill()
-    assert running.returncode == -signal.SIGKILL
+    assert finished(whole)
+    running = command(out)
+    while len(list(out.glob("data/*.parquet"))) < 3 and running.is_alive():
+        time.sleep(0.001)
+    running.kill()
+    running.join()
+    assert running.exitcode == -signal.SIGKILL
     assert not (out / "manifest.json").exists()
     done = len(list(out.glob("data/*.parquet")))
     with pytest.raises(sl.errors.LabelSetError, match="unfinished"):
         sl.LabelSet.open(out)
     assert len(sl.LabelSet.open(out, unfinished=True).receipts) in (done - 1, done)
-    subprocess.run(command(out), env=environment, check=True, capture_output=True)
+    assert finished(out)
     assert contents(out) == contents(whole)
 
 
@@ -204,11 +164,9 @@ def test_a_lost_receipt_is_rebuilt_from_its_shard(
     teacher_dir: Path,
     finished_set: Path,
     rows: list[dict[str, Any]],
-    data_file: Path,
 ) -> None:
     out = tmp_path / "set"
-    command = [sys.executable, "-c", KILLED, "before link", "6", teacher_dir, data_file, out]
-    subprocess.run(command, capture_output=True)
+    killed("before", "os.link", 6, partial(label, out, teacher_dir, rows))
     receipts = sorted((out / "receipts").iterdir())
     assert len(receipts) == 2
     receipts[0].unlink()

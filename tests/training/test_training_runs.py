@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from processes import PROCESSES
 from safetensors.torch import load_file
 from small_students import Table, llama
 
@@ -169,29 +169,22 @@ def test_a_run_that_died_anywhere_ends_in_the_same_bits(
     assert not (out / "checkpoints").exists()
 
 
-SCRIPT = """
-import json, sys
-import softlabels.training as training
-recipe = training.TrainRecipe.from_json(json.loads(sys.argv[3]))
-training.train(sys.argv[1], recipe=recipe, out=sys.argv[2])
-"""
-
-
 def test_a_process_that_is_killed_goes_on_to_the_same_bits(
     labels: sl.LabelSet, long: TrainRecipe, out: Path, whole_run: Any
 ) -> None:
     recipe = replace(long, steps=60, checkpoint_every=2)
-    command = [sys.executable, "-c", SCRIPT, str(labels.root), str(out),
-               json.dumps(recipe.to_json())]  # fmt: skip
+    job = partial(train, str(labels.root), recipe=recipe, out=out)
     for wanted in (3, 8):  # checkpoints that were made when it is killed
-        with subprocess.Popen(command, stderr=subprocess.PIPE) as running:
-            while running.poll() is None:
-                steps = sorted((out / "checkpoints").glob("step-*"))
-                if steps and int(steps[-1].name[5:]) >= 2 * wanted:
-                    running.kill()
-                    break
-                time.sleep(0.001)
-        assert running.returncode == -signal.SIGKILL, running.stderr
+        running = PROCESSES.Process(target=job)
+        running.start()
+        while running.is_alive():
+            steps = sorted((out / "checkpoints").glob("step-*"))
+            if steps and int(steps[-1].name[5:]) >= 2 * wanted:
+                running.kill()
+                break
+            time.sleep(0.001)
+        running.join()
+        assert running.exitcode == -signal.SIGKILL
         assert not (out / "result.json").exists()
     train(labels, recipe=recipe, out=out)
     assert left(out) == left(whole_run(recipe).out)
