@@ -1,4 +1,5 @@
-# Two commands: `make quickstart` labels real text and trains a student; `make test` runs the tests.
+# Two commands: `make quickstart` labels real text and trains a student; `make test` runs the tests
+# that take seconds each, `make test-slow` the others.
 # Each makes .venv and installs what it needs; a second run installs nothing.
 
 PYTHON ?= python3
@@ -7,11 +8,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 ARGS ?=
 
-.PHONY: help quickstart test test-vllm soak bench lint clean
+.PHONY: help quickstart test test-slow test-vllm soak bench lint clean
 
 help:
 	@echo "make quickstart   label real text with a real teacher, train a student from the labels"
 	@echo "make test         run the tests            (ARGS='-k loader' for some of them)"
+	@echo "make test-slow    those that kill processes, train on ranks and run the pipelines"
 	@echo "make test-vllm    those against a real vLLM server, which it installs (3 GB)"
 	@echo "make soak         kill a labelling job 200 times, compare with one that ran through: 20 minutes"
 	@echo "make bench        every benchmark in its quick form, in one table (ARGS='--out bench.md')"
@@ -23,6 +25,9 @@ quickstart: $(VENV)/.quickstart
 
 test: $(VENV)/.test
 	@$(BIN)/python -m pytest -n auto $(ARGS)
+
+test-slow: $(VENV)/.test
+	@$(BIN)/python -m pytest -n auto -m 'slow and not gpu and not vllm' $(ARGS)
 
 test-vllm: $(VENV)/.test $(VENV)-vllm/.made
 	@VLLM_PYTHON=$(VENV)-vllm/bin/python $(BIN)/python -m pytest -m vllm $(ARGS)

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 PIPELINES = Path(__file__).parents[1] / "pipelines"
 
 
@@ -60,7 +62,6 @@ def test_generations_and_a_committee(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "born_again.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.slow
 def test_pitches_of_frames(tmp_path: Path) -> None:
     found = run(
         "pitch_frames.py", "--out", tmp_path / "a", "--model", "tiny", "--tones", 12, "--limit",
@@ -72,7 +73,6 @@ def test_pitches_of_frames(tmp_path: Path) -> None:
     assert all(0 <= float(share) <= 1 for share in shares[0])
 
 
-@pytest.mark.slow
 def test_sentences_as_vectors(tmp_path: Path) -> None:
     found = run(
         "sentence_embeddings.py", "--out", tmp_path / "a", "--limit", 330, "--seeds", 1,
@@ -86,7 +86,6 @@ def test_sentences_as_vectors(tmp_path: Path) -> None:
     assert abs(float(taught["nothing"][0])) < 0.1 < float(taught["float16"][0])
 
 
-@pytest.mark.slow
 def test_answers_and_what_was_believed_of_them(tmp_path: Path, teacher_dir: Path) -> None:
     found = run(
         "sequence_level.py", "--out", tmp_path / "a", "--teacher", teacher_dir, "--prompts",

@@ -18,6 +18,7 @@ sys.path.insert(0, str(PIPELINES))
 from opened import watch  # noqa: E402
 
 
+@pytest.mark.slow
 def test_a_student_trains_from_the_set_alone(
     tmp_path: Path, finished_set: Path, teacher_dir: Path
 ) -> None:

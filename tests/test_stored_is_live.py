@@ -21,6 +21,7 @@ sys.path.insert(0, str(PIPELINES))
 SELECTIONS: dict[str, Any] = {"dense": sl.Dense(), "top-k": sl.TopK(16)}
 
 
+@pytest.mark.slow
 def test_ten_steps_from_sets_have_the_losses_of_the_teacher_in_the_loop(teacher_dir: Path) -> None:
     command = [
         sys.executable, PIPELINES / "stored_is_live.py", "--teacher", teacher_dir,

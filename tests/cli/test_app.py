@@ -136,6 +136,7 @@ def test_an_interrupt_exits_130_and_says_what_is_left(
     )
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_real_executable_leaves_a_set_that_goes_on(
     tmp_path: Path, teacher_dir: Path, data_file: Path
 ) -> None:

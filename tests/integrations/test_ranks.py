@@ -19,6 +19,8 @@ from students import RATE, arguments, close, flat, make_student, oracle, sums
 import softlabels as sl
 from softlabels.integrations.transformers import SoftLabelTrainer
 
+pytestmark = pytest.mark.slow
+
 # The last one leaves its ranks in the middle of an exchange.
 LIGHTNING = ["lightning"] if find_spec("lightning") else []
 STORIES = ["plain", "trainer", "accelerated", *LIGHTNING, "dispatched"]

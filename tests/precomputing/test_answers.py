@@ -131,6 +131,7 @@ def test_drawn_answers_are_the_same_again_and_others_with_another_seed(
     ]
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_stopped_and_in_two_processes(
     prompts: list[Row], teacher_dir: Path, tmp_path: Path
 ) -> None:

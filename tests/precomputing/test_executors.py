@@ -39,6 +39,8 @@ from softlabels.precomputing.executors import Local, Ray, named
 from softlabels.precomputing.worker import InOtherProcess
 from softlabels.verifying.verify import verify
 
+pytestmark = pytest.mark.slow
+
 COMMAND = [sys.executable, str(Path(__file__).with_name("on_executors.py"))]
 LIMIT_S = 300.0
 

@@ -24,6 +24,8 @@ from softlabels.precomputing import on_ray
 from softlabels.precomputing.executors import Ray
 from softlabels.verifying.verify import verify
 
+pytestmark = pytest.mark.slow
+
 # Read when it is imported.
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"

@@ -142,6 +142,7 @@ print(json.dumps({"words": words, "left": sorted(left), "findings": len(findings
 """
 
 
+@pytest.mark.slow
 def test_a_small_disk_that_really_fills_keeps_whole_units_and_goes_on_when_there_is_room(
     tmp_path: Path,
 ) -> None:
@@ -278,6 +279,7 @@ for out in sys.stdin:
 """
 
 
+@pytest.mark.slow
 def test_jobs_that_write_to_one_folder_at_once_make_one_whole_set(tmp_path: Path) -> None:
     with ExitStack() as stack:
         jobs = [

@@ -17,6 +17,8 @@ from same_set import contents
 import softlabels as sl
 from softlabels.verifying.verify import verify
 
+pytestmark = pytest.mark.slow
+
 UNITS = 60
 
 

@@ -14,6 +14,7 @@ import pytest
 SOAK = Path(__file__).with_name("soak.py")
 
 
+@pytest.mark.slow
 def test_a_job_killed_a_dozen_times_ends_in_the_uninterrupted_set() -> None:
     command = [sys.executable, str(SOAK), "--fork", "--kills", "12", "--seed", "7"]
     found = subprocess.run(command, capture_output=True, text=True)

@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 # A process of its own, whose peak is its own. The first run warms up allocators and thread pools.
 PEAKS = """
 import resource, sys
